@@ -1,0 +1,34 @@
+"""Re-rank passages with the Rank-DistiLLM cross-encoders in PyTerrier pipelines (Schlatt et al., ECIR 2025)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
+    from .scoring.checkpoint import Checkpoint, CheckpointError
+
+__version__ = version("pyterrier-rankdistillm")
+
+__all__ = ["Checkpoint", "CheckpointError", "MonoElectra", "MonoElectraReRanker", "TruncationWarning"]
+
+# Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
+_HOME = {
+    "Checkpoint": ".scoring.checkpoint",
+    "CheckpointError": ".scoring.checkpoint",
+    "MonoElectra": ".reranker",
+    "MonoElectraReRanker": ".reranker",
+    "TruncationWarning": ".reranker",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,27 @@
+"""``pt.get_dataset("rankdistillm:...")``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyterrier as pt
+
+
+class RankDistillmProvider(pt.datasets.DatasetProvider):
+    """Gives PyTerrier the datasets of this package (registered as the entry point ``rankdistillm``)."""
+
+    def get_dataset(self, name: str) -> pt.datasets.Dataset:
+        """The dataset of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        if name == "demo":
+            from .demo import DemoDataset
+
+            return DemoDataset()
+        raise KeyError(f"rankdistillm:{name} is unknown; there are: {', '.join(self.list_dataset_names())}.")
+
+    def list_dataset_names(self) -> Iterable[str]:
+        """The names, without the provider's prefix."""
+        return ["demo"]

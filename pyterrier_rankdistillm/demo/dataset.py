@@ -1,0 +1,99 @@
+"""The demo collection: passages, queries, graded judgments and a BM25 run, all written for this package."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from importlib import resources
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+import pyterrier as pt
+
+_FOLDER = resources.files(__package__) / "collection"
+
+
+class DemoDataset(pt.datasets.Dataset):
+    """``pt.get_dataset("rankdistillm:demo")``: about 200 passages on everyday and scientific subjects.
+
+    Queries mostly use other words than the passages that answer them, so that there is something to gain over BM25.
+    Grades: 3 answers the query, 2 answers it in part, 1 is on its subject, 0 is judged and not relevant.
+    """
+
+    def get_corpus_iter(self, *, verbose: bool = True) -> pt.model.IterDict:
+        """Records with ``docno`` and ``text``."""
+        yield from pt.tqdm(self._passages, desc="rankdistillm:demo", unit="d", disable=not verbose)
+
+    def get_corpus_lang(self) -> str:
+        """English."""
+        return "en"
+
+    def get_topics(self, variant: str | None = None) -> pd.DataFrame:
+        """Columns ``qid`` and ``query``."""
+        _no_variant(variant)
+        return self._table("queries.tsv", "\t", ["qid", "query"])
+
+    def get_topics_lang(self) -> str:
+        """English."""
+        return "en"
+
+    def get_qrels(self, variant: str | None = None) -> pd.DataFrame:
+        """Columns ``qid``, ``docno``, ``label`` (0 to 3) and ``iteration``."""
+        _no_variant(variant)
+        qrels = self._table("qrels.txt", " ", ["qid", "iteration", "docno", "label"]).astype({"label": int})
+        return qrels[["qid", "docno", "label", "iteration"]]
+
+    def get_results(self, variant: str | None = None) -> pd.DataFrame:
+        """The BM25 run that ships with the collection (top 50), with ``query``; no text, as first stages give none."""
+        _no_variant(variant)
+        with resources.as_file(_FOLDER / "bm25.run.gz") as file:
+            run = pt.io.read_results(str(file), format="trec")
+        return run.merge(self.get_topics(), on="qid", how="left")
+
+    def text_loader(self, fields: list[str] | str | Literal["*"] = "*", *, verbose: bool = False) -> pt.Transformer:
+        """A transformer that adds ``text`` by ``docno``."""
+        del verbose  # 200 passages need no progress bar
+        if fields not in ("*", "text", ["text"]):
+            raise ValueError(f"rankdistillm:demo has the field 'text' only, got fields={fields!r}.")
+        return DemoTextLoader({passage["docno"]: passage["text"] for passage in self._passages})
+
+    def __repr__(self) -> str:
+        return "DemoDataset('rankdistillm:demo')"
+
+    @cached_property
+    def _passages(self) -> list[dict[str, Any]]:
+        lines = (_FOLDER / "passages.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def _table(self, name: str, separator: str, columns: list[str]) -> pd.DataFrame:
+        lines = (_FOLDER / name).read_text(encoding="utf-8").splitlines()
+        return pd.DataFrame([line.split(separator, len(columns) - 1) for line in lines], columns=columns)
+
+
+class DemoTextLoader(pt.Transformer):
+    """Adds the passages' text to a frame with ``docno``."""
+
+    schematic: ClassVar[dict[str, str]] = {"label": "TextLoader"}
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.texts = texts
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Adds (or replaces) the column ``text``.
+
+        Raises:
+            KeyError: A docno is not in the collection.
+        """
+        pt.validate.columns(inp, includes=["docno"], context=self)
+        unknown = [docno for docno in inp["docno"] if docno not in self.texts]
+        if unknown:
+            raise KeyError(f"rankdistillm:demo has no passage {unknown[0]!r} ({len(unknown)} such rows).")
+        return inp.assign(text=[self.texts[docno] for docno in inp["docno"]])
+
+    def __repr__(self) -> str:
+        return "DemoTextLoader()"
+
+
+def _no_variant(variant: str | None) -> None:
+    if variant is not None:
+        raise ValueError(f"rankdistillm:demo has no variants, got {variant!r}.")

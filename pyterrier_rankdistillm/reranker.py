@@ -1,0 +1,327 @@
+"""The re-ranker as a PyTerrier transformer: a frame in, a frame out."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast, get_args
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+from numpy.typing import NDArray
+
+from .scoring.checkpoint import Checkpoint, CheckpointError, locate, looks_like_path
+from .scoring.scorer import DType, Scored, Scorer
+
+Activation = Literal["sigmoid"]
+
+_OPENING = ("model", "revision", "local_files_only", "device", "dtype", "batch_tokens", "query_length", "doc_length")
+"""The settings that decide what is opened; the others only decide what is done with frames."""
+
+
+class TruncationWarning(UserWarning):
+    """Queries or texts were longer than the model reads."""
+
+
+class MonoElectraReRanker(pt.Transformer):
+    """Re-ranks passages with a monoELECTRA cross-encoder: ``first_stage >> MonoElectra("webis/monoelectra-base")``.
+
+    Takes a result frame with ``qid``, ``query``, ``docno`` and the text field; returns the same rows and columns with
+    new ``score`` and ``rank`` (from 0), sorted by qid and rank. A score is the model's raw logit, computed in float32:
+    unbounded, higher is more relevant, comparable within a query. It depends on query and text alone: not on the order,
+    the index or the company of the rows. Equal (query, text) pairs are scored once. Ties are broken by docno,
+    descending, as trec_eval does, so that ranks, ``% k`` and measures agree.
+
+    The model is opened when the first rows are scored; pickles and deep copies carry its name, not its weights.
+
+    Args:
+        model: A Hugging Face hub id (``"webis/monoelectra-base"``, ``"webis/monoelectra-large"``), a checkpoint
+            folder, ``"rankdistillm:demo"`` (a small one that ships with the package), or an open ``Checkpoint``.
+        revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for numbers that last.
+        local_files_only: Use the hub's local cache only, never the network.
+        device: Torch device, such as ``"cuda:1"``; default: CUDA where there is one, else the CPU. Apple's MPS is
+            used only if it is named.
+        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast: faster on a GPU, with other scores (in
+            the second or third digit).
+        batch_tokens: Tokens that are encoded together, padding included; default: 2,048 on the CPU, 32,768 elsewhere.
+            Scores do not depend on it. When memory runs out, it is halved and the batch is tried again.
+        query_length: Tokens that are read of a query; default: the checkpoint's (32 for the published ones).
+        doc_length: Tokens that are read of a text; default: the checkpoint's (256 for the published ones). Longer
+            texts are cut, which a ``TruncationWarning`` says once. For long documents, score passages:
+            ``first_stage >> pt.text.sliding(text_attr="text") >> MonoElectra() >> pt.text.max_passage()``.
+        text_field: The column that holds the text.
+        activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, but for
+            logits beyond 16, which become ties.
+        verbose: Show a progress bar with pairs per second.
+
+    Raises:
+        ValueError: A setting is out of its range, or, while scoring, a query or text is missing or no string, or a
+            score is not finite; the message names the docno.
+        CheckpointError: The model cannot be opened (while scoring, since it is opened then).
+        pt.validate.InputValidationError: The frame lacks a column.
+
+    Method: Schlatt et al., Rank-DistiLLM: Closing the Effectiveness Gap Between Cross-Encoders and LLMs for Passage
+    Re-ranking, ECIR 2025, https://arxiv.org/abs/2405.07920.
+    """
+
+    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra"}
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Checkpoint = "webis/monoelectra-base",
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        device: str | torch.device | None = None,
+        dtype: DType = "float32",
+        batch_tokens: int | None = None,
+        query_length: int | None = None,
+        doc_length: int | None = None,
+        text_field: str = "text",
+        activation: Activation | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.model = model
+        self.revision = revision
+        self.local_files_only = local_files_only
+        self.device = device
+        self.dtype: DType = dtype
+        self.batch_tokens = batch_tokens
+        self.query_length = query_length
+        self.doc_length = doc_length
+        self.text_field = text_field
+        self.activation = activation
+        self.verbose = verbose
+        self._opened: tuple[tuple[Any, ...], Checkpoint, Scorer] | None = None
+        self._warned = False
+        self._check_settings()
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Re-ranks.
+
+        Args:
+            inp: Columns ``qid``, ``query``, ``docno`` and the text field, one row a (query, document); any index.
+
+        Returns:
+            A new frame with the same rows and columns, ``score`` (float64 that holds the float32 logit) and ``rank``
+            (int64), and a plain index.
+        """
+        self._check_columns(inp)
+        if inp.empty:
+            return _ranked(inp, np.empty(0, dtype=np.float32))
+        self._check_ids(inp)
+        queries = self._strings(inp, "query")
+        texts = self._strings(inp, self.text_field)
+        with pt.tqdm(total=len(inp), desc="MonoElectra", unit=" pairs", disable=not self.verbose) as bar:
+            scored = self.scorer.score(queries, texts, progress=bar.update)
+        self._check_finite(inp, scored.scores)
+        self._warn_of_cuts(scored)
+        return _ranked(inp, self._activated(scored.scores))
+
+    def transform_iter(self, inp: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        """As ``transform``, on records. All are read before the first is returned, since ranks need them all."""
+        records = list(inp)
+        return cast(Any, self.transform(pd.DataFrame(records)).to_dict(orient="records")) if records else []
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The open checkpoint (opened on first use), with this transformer's lengths."""
+        return self._open()[0]
+
+    @property
+    def scorer(self) -> Scorer:
+        """What turns (query, text) pairs into scores (opened on first use)."""
+        return self._open()[1]
+
+    def clone(self, **changes: Any) -> MonoElectraReRanker:
+        """A re-ranker with the same settings, but for ``changes``; open weights are shared where they are the same."""
+        twin = cast(MonoElectraReRanker, pt.inspect.transformer_apply_attributes(self, **changes))
+        if self._opened is not None and self._opened[0] == twin._opening():
+            twin._opened = self._opened
+        return twin
+
+    def save(self, folder: str | os.PathLike[str], *, model_card: str | None = None) -> Path:
+        """Writes the checkpoint in Lightning IR's format; see ``Checkpoint.save``."""
+        return self.checkpoint.save(folder, model_card=model_card)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, model_card: str | None = None
+    ) -> str:
+        """Uploads what ``save`` writes to the Hugging Face hub.
+
+        Args:
+            repo_id: ``"owner/name"``; made where it does not exist.
+            private: Whether a new repository is private.
+            token: Access token; default: the one of ``hf auth login``.
+            model_card: Text of ``README.md``; default: a card that says where the weights came from.
+
+        Returns:
+            The address of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.save(Path(scratch) / "checkpoint", model_card=model_card)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message="Upload a monoELECTRA re-ranker"
+            )
+        return str(commit)
+
+    def __repr__(self) -> str:
+        """The settings that differ from their defaults, so that tables and caches tell re-rankers apart."""
+        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        changed = [
+            f"{name}={getattr(self, name)!r}"
+            for name, default in defaults.items()
+            if name != "model" and getattr(self, name) != default
+        ]
+        model = self.model if isinstance(self.model, str | Checkpoint) else os.fspath(self.model)
+        return f"{type(self).__name__}({', '.join([repr(model), *changed])})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def _opening(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in _OPENING)
+
+    def _open(self) -> tuple[Checkpoint, Scorer]:
+        # Settings may have changed since (set_parameter), so what is open is kept with the settings it was opened for.
+        if self._opened is None or self._opened[0] != self._opening():
+            self._check_settings()
+            if isinstance(self.model, Checkpoint):
+                checkpoint = self.model
+            else:
+                checkpoint = Checkpoint.open(self.model, revision=self.revision, local_files_only=self.local_files_only)
+            checkpoint = checkpoint.with_lengths(query=self.query_length, doc=self.doc_length)
+            scorer = Scorer(checkpoint, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens)
+            self._opened = (self._opening(), checkpoint, scorer)
+        return self._opened[1:]
+
+    def _check_settings(self) -> None:
+        def require(name: str, holds: bool, rule: str) -> None:
+            if not holds:
+                raise ValueError(f"{type(self).__name__}: {name} must be {rule}, got {getattr(self, name)!r}.")
+
+        dtypes, activations = get_args(DType), get_args(Activation)
+        require("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}")
+        require("activation", self.activation in (None, *activations), f"None or one of {', '.join(activations)}")
+        for name in ("batch_tokens", "query_length", "doc_length"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            require(name, value is None or (whole and value >= 1), "None or a number of tokens, at least 1")
+        require("text_field", isinstance(self.text_field, str) and self.text_field != "", "the name of a column")
+        if isinstance(self.model, Checkpoint):
+            require("revision", self.revision is None, "None where model is an open Checkpoint")
+        elif looks_like_path(self.model):
+            try:
+                locate(self.model, revision=self.revision)
+            except CheckpointError as error:
+                raise CheckpointError(f"{type(self).__name__}: {error}") from None
+
+    def _check_columns(self, inp: pd.DataFrame) -> None:
+        needed = ["qid", "query", "docno", self.text_field]
+        try:
+            pt.validate.columns(inp, includes=needed, context=self)
+        except pt.validate.InputValidationError as error:
+            if self.text_field not in error.modes[0].missing_columns:
+                raise
+            raise pt.validate.InputValidationError(
+                f"{error.args[0]} Re-ranking needs the passages' text in column {self.text_field!r}: put "
+                f"`>> dataset.text_loader()` or `>> pt.text.get_text(dataset)` before this re-ranker, or name another "
+                f"column with text_field.",
+                error.modes,
+            ) from None
+        doubled = [name for name in needed if (inp.columns == name).sum() > 1]
+        if doubled:
+            raise ValueError(f"{type(self).__name__}: the frame has more than one column {doubled[0]!r}. Drop one.")
+
+    def _check_ids(self, inp: pd.DataFrame) -> None:
+        for name in ("qid", "docno"):
+            missing = inp[name].isna().to_numpy()
+            if missing.any():
+                raise ValueError(
+                    f"{type(self).__name__}: {name} is missing in {missing.sum()} of {len(inp)} rows, first in row "
+                    f"{int(missing.argmax())} (from 0). Every row needs a qid and a docno."
+                )
+
+    def _strings(self, inp: pd.DataFrame, column: str) -> list[str]:
+        values: list[Any] = inp[column].tolist()
+        bad = [row for row, value in enumerate(values) if not isinstance(value, str)]
+        if not bad:
+            return values
+        row = bad[0]
+        value, docno, qid = values[row], inp["docno"].iloc[row], inp["qid"].iloc[row]
+        what = "missing" if value is None or value is pd.NA or value != value else f"no string but {value!r}"
+        remedy = (
+            "Give every topic a query."
+            if column == "query"
+            else "Load the missing texts, or leave such documents out: "
+            f"`pt.apply.generic(lambda df: df.dropna(subset=[{column!r}]))` (an empty string is scored)."
+        )
+        raise ValueError(
+            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {what}; so it is in {len(bad)} of "
+            f"{len(values)} rows. {remedy}"
+        )
+
+    def _check_finite(self, inp: pd.DataFrame, scores: NDArray[np.float32]) -> None:
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if not len(bad):
+            return
+        row = int(bad[0])
+        remedy = (
+            "The weights are broken: download or train the checkpoint again."
+            if self.dtype == "float32"
+            else f"Use dtype='float32' instead of {self.dtype!r}."
+        )
+        raise ValueError(
+            f"{type(self).__name__}: the score of docno {inp['docno'].iloc[row]!r} (qid {inp['qid'].iloc[row]!r}) is "
+            f"{scores[row]}; {len(bad)} of {len(scores)} scores are not finite. {remedy}"
+        )
+
+    def _warn_of_cuts(self, scored: Scored) -> None:
+        if self._warned or not (scored.query_cuts or scored.doc_cuts):
+            return
+        self._warned = True
+        lengths = self.checkpoint.tokenizer.lengths
+        cuts = [
+            f"{number / scored.distinct:.1%} of the {what} (beyond {limit} tokens)"
+            for what, number, limit in (
+                ("queries", scored.query_cuts, lengths.query or lengths.pair),
+                ("texts", scored.doc_cuts, lengths.doc or lengths.pair),
+            )
+            if number
+        ]
+        warnings.warn(
+            f"{type(self).__name__} cut {' and '.join(cuts)} in {scored.distinct} pairs. For long documents score "
+            f"passages (pt.text.sliding() >> ... >> pt.text.max_passage()). This is said once per transformer.",
+            TruncationWarning,
+            stacklevel=3,
+        )
+
+    def _activated(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.activation is None:
+            return scores
+        return torch.sigmoid(torch.from_numpy(scores)).numpy()
+
+
+MonoElectra = MonoElectraReRanker
+
+
+def _ranked(inp: pd.DataFrame, scores: NDArray[np.float32]) -> pd.DataFrame:
+    """The rows of ``inp`` by qid, descending score, descending docno (trec_eval's order), with score and rank."""
+    out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
+    # float64, as PyTerrier's other scores; each value is the float32 one.
+    keys = pd.DataFrame({"qid": out["qid"], "score": scores.astype(np.float64), "docno": out["docno"].astype(str)})
+    keys = keys.sort_values(["qid", "score", "docno"], ascending=[True, False, False], kind="stable")
+    out = out.iloc[keys.index.to_numpy()].reset_index(drop=True)
+    out["score"] = keys["score"].to_numpy()
+    out["rank"] = keys.groupby("qid", sort=False).cumcount().to_numpy(dtype=np.int64)
+    return out

@@ -1,0 +1,201 @@
+"""Scores (query, text) pairs with an open checkpoint: device, precision, batches, out-of-memory back-off."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .batching import plan_batches
+from .checkpoint import Checkpoint
+from .tokenizer import Pair, Tokens
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+# Measured on two CPU cores: beyond some 2,000 tokens a batch falls out of the cache and gets slower. An accelerator
+# needs far more to be busy; there the budget bounds memory (about 1 GB of activations for a base-size encoder).
+_DEFAULT_BATCH_TOKENS = {"cpu": 2_048}
+_ACCELERATOR_BATCH_TOKENS = 32_768
+
+_WINDOW = 16_384
+"""Pairs that are tokenised and sorted together: memory is bounded by it, and the next window is tokenised meanwhile."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What ``Scorer.score`` gives.
+
+    Args:
+        scores: float32 logits, one a pair, in the order of the input, shape (pairs,).
+        distinct: How many distinct pairs were encoded.
+        query_cuts: How many distinct pairs have a query that was cut to its length.
+        doc_cuts: How many distinct pairs have a text that was cut to its length.
+    """
+
+    scores: NDArray[np.float32]
+    distinct: int
+    query_cuts: int
+    doc_cuts: int
+
+
+class Scorer:
+    """Scores pairs on one device.
+
+    A pair's score depends on the pair alone: to float32 rounding (1e-5) it is the same in every batch, order and
+    company.
+
+    Args:
+        checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied.
+        device: Torch device; default: CUDA where there is one, else the CPU. Apple's MPS only if named.
+        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``: faster on a GPU, other scores (in the
+            second decimal).
+        batch_tokens: Tokens of a batch, padding included; default: 2,048 on the CPU, 32,768 elsewhere.
+
+    Raises:
+        ValueError: A device that torch does not know or that is not there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | torch.device | None = None,
+        dtype: DType = "float32",
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.device = resolve_device(device)
+        self.encoder = checkpoint.encoder.on(self.device)
+        self.tokenizer = checkpoint.tokenizer
+        self.dtype = dtype
+        self.batch_tokens = batch_tokens or _DEFAULT_BATCH_TOKENS.get(self.device.type, _ACCELERATOR_BATCH_TOKENS)
+
+    def score(
+        self, queries: Sequence[str], texts: Sequence[str], *, progress: Callable[[int], object] | None = None
+    ) -> Scored:
+        """Scores ``queries[i]`` against ``texts[i]``, equal pairs once.
+
+        Args:
+            queries: One a pair.
+            texts: One a pair, as many as queries.
+            progress: Called with the number of input pairs that a batch has settled.
+        """
+        pair_of: dict[tuple[str, str], int] = {}
+        inverse = np.fromiter(
+            (pair_of.setdefault(pair, len(pair_of)) for pair in zip(queries, texts, strict=True)),
+            dtype=np.int64,
+            count=len(queries),
+        )
+        distinct = list(pair_of)
+        repeats = np.bincount(inverse, minlength=len(distinct))
+        scores = np.empty(len(distinct), dtype=np.float32)
+        query_cuts = doc_cuts = 0
+        for start, pairs in self._encoded_windows(distinct):
+            query_cuts += sum(pair.query_cut for pair in pairs)
+            doc_cuts += sum(pair.doc_cut for pair in pairs)
+            lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
+            for batch in plan_batches(lengths, self.batch_tokens):
+                for positions, values in self._forward_within_memory(pairs, batch):
+                    scores[start + positions] = values
+                    if progress is not None:
+                        progress(int(repeats[start + positions].sum()))
+        return Scored(scores[inverse], len(distinct), query_cuts, doc_cuts)
+
+    def _encoded_windows(self, pairs: list[tuple[str, str]]) -> Iterator[tuple[int, list[Pair]]]:
+        """Windows of tokenised pairs with their start; the next one is tokenised while this one is encoded."""
+        queries: dict[str, Tokens] = {}  # few, and repeated over windows
+        starts = range(0, len(pairs), _WINDOW)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            tasks = (pool.submit(self._tokenise, pairs[start : start + _WINDOW], queries) for start in starts)
+            ahead = next(tasks, None)
+            for start in starts:
+                assert ahead is not None
+                current = ahead.result()
+                ahead = next(tasks, None)
+                yield start, current
+
+    def _tokenise(self, pairs: list[tuple[str, str]], queries: dict[str, Tokens]) -> list[Pair]:
+        new = [query for query in dict.fromkeys(query for query, _ in pairs) if query not in queries]
+        queries.update(zip(new, self.tokenizer.encode_queries(new), strict=True))
+        texts = list(dict.fromkeys(text for _, text in pairs))
+        docs = dict(zip(texts, self.tokenizer.encode_docs(texts), strict=True))
+        return [self.tokenizer.join(queries[query], docs[text]) for query, text in pairs]
+
+    def _forward_within_memory(
+        self, pairs: list[Pair], batch: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Encodes a batch; where memory runs out, its halves, and all later batches with half the budget."""
+        try:
+            values = self._forward([pairs[i] for i in batch])
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise MemoryError(
+                    f"Out of memory on {self.device} with a single pair of {len(pairs[batch[0]].ids)} tokens. "
+                    f"Free memory, choose another device, or lower doc_length."
+                ) from error
+        else:
+            yield batch, values
+            return
+        # Outside the handler, so that the failed batch's tensors are no longer referenced by the exception.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = (len(batch) + 1) // 2
+        self.batch_tokens = min(self.batch_tokens, half * len(pairs[batch[0]].ids))
+        yield from self._forward_within_memory(pairs, batch[:half])
+        yield from self._forward_within_memory(pairs, batch[half:])
+
+    def _forward(self, batch: list[Pair]) -> NDArray[np.float32]:
+        longest = max(len(pair.ids) for pair in batch)
+        input_ids = np.full((len(batch), longest), self.tokenizer.pad_id, dtype=np.int64)
+        token_types = np.zeros_like(input_ids)
+        mask = np.zeros(input_ids.shape, dtype=bool)
+        for row, pair in enumerate(batch):
+            input_ids[row, : len(pair.ids)] = pair.ids
+            token_types[row, pair.first_segment : len(pair.ids)] = 1
+            mask[row, : len(pair.ids)] = True
+        with torch.inference_mode(), self._autocast():
+            scores = self.encoder(
+                self._to_device(input_ids), self._to_device(token_types), None if mask.all() else self._to_device(mask)
+            )
+            return scores.float().cpu().numpy()  # type: ignore[no-any-return]
+
+    def _to_device(self, array: NDArray[np.generic]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device to score on: CUDA where there is one, else the CPU; MPS only where it is asked for by name.
+
+    Raises:
+        ValueError: torch does not know the device, or it is not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:  # torch says both, depending on the device
+        raise ValueError(f"device must be one that torch finds here, got {str(device)!r}: {error}") from error
+    return resolved
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    message = str(error).lower()  # the CPU's and MPS's allocators raise plain RuntimeErrors
+    return "out of memory" in message or "can't allocate memory" in message or "not enough memory" in message
