@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
-    from .scoring.checkpoint import Checkpoint, CheckpointError
+    from .scoring.checkpoint import Checkpoint
+    from .scoring.sources import CheckpointError
 
 __version__ = version("pyterrier-rankdistillm")
 
@@ -17,7 +18,7 @@ __all__ = ["Checkpoint", "CheckpointError", "MonoElectra", "MonoElectraReRanker"
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
 _HOME = {
     "Checkpoint": ".scoring.checkpoint",
-    "CheckpointError": ".scoring.checkpoint",
+    "CheckpointError": ".scoring.sources",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
     "TruncationWarning": ".reranker",

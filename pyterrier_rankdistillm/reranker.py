@@ -16,8 +16,9 @@ import pyterrier as pt
 import torch
 from numpy.typing import NDArray
 
-from .scoring.checkpoint import Checkpoint, CheckpointError, locate, looks_like_path
+from .scoring.checkpoint import Checkpoint
 from .scoring.scorer import DType, Scored, Scorer
+from .scoring.sources import CheckpointError, locate, looks_like_path
 
 Activation = Literal["sigmoid"]
 

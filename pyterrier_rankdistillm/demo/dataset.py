@@ -47,7 +47,7 @@ class DemoDataset(pt.datasets.Dataset):
         """The BM25 run that ships with the collection (top 50), with ``query``; no text, as first stages give none."""
         _no_variant(variant)
         with resources.as_file(_FOLDER / "bm25.run.gz") as file:
-            run = pt.io.read_results(str(file), format="trec")
+            run = pt.io.read_results(str(file), format="trec").drop(columns="name")
         return run.merge(self.get_topics(), on="qid", how="left")
 
     def text_loader(self, fields: list[str] | str | Literal["*"] = "*", *, verbose: bool = False) -> pt.Transformer:

@@ -1,0 +1,122 @@
+"""What ``rankdistillm demo`` prints: a table, the time, and one ranking before and after."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+import pyterrier as pt
+from pyterrier.measures import RR, nDCG
+
+from ..reranker import MonoElectra
+from .dataset import DemoDataset
+
+DEPTH = 50
+
+
+def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str = "q01") -> pd.DataFrame:
+    """Compares BM25 with BM25 >> MonoElectra on the demo collection, and prints what comes out.
+
+    Args:
+        model: The re-ranker's checkpoint.
+        device: Torch device.
+        qid: The query whose ranking is printed before and after.
+
+    Returns:
+        The table of ``pt.Experiment``.
+
+    Raises:
+        ValueError: There is no such query.
+    """
+    dataset = DemoDataset()
+    topics, qrels = dataset.get_topics(), dataset.get_qrels()
+    if qid not in set(topics["qid"]):
+        raise ValueError(f"qid must be one of {topics['qid'].iloc[0]} to {topics['qid'].iloc[-1]}, got {qid!r}.")
+    reranker = MonoElectra(model, device=device)
+    reranker.scorer  # opened here, so that the times below are those of re-ranking  # noqa: B018
+
+    with tempfile.TemporaryDirectory() as scratch:
+        bm25, origin = _first_stage(dataset, Path(scratch))
+        passages = sum(1 for _ in dataset.get_corpus_iter(verbose=False))
+        print(f"rankdistillm:demo: {passages} passages, {len(topics)} queries; BM25: {origin}\n")
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            # BM25 runs twice on purpose, so that each system's time is its own.
+            warnings.filterwarnings("ignore", message="There are shared pipeline components")
+            table: pd.DataFrame = pt.Experiment(
+                [bm25, bm25 >> reranker],
+                topics,
+                qrels,
+                [nDCG @ 10, RR(rel=2) @ 10, "mrt"],
+                names=["BM25", "BM25 >> MonoElectra"],
+                baseline=0,
+            )
+        seconds = time.perf_counter() - started
+        topic = topics[topics["qid"] == qid]
+        before = bm25(topic)
+        after = reranker(before)
+    columns = {"name": "", "mrt": "ms/query", "nDCG@10 p-value": "p (nDCG@10)"}
+    kept = ["name", "nDCG@10", "RR(rel=2)@10", "mrt", "nDCG@10 p-value"]
+    printed = table[kept].rename(columns=columns)
+    print(printed.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3f}"))
+    print(f"\n{seconds:.1f} s for both on {reranker.scorer.device}, with {reranker!r}\n")
+    print(f"{qid}: {topic['query'].iloc[0]}\n")
+    print(_before_and_after(before, after, qrels[qrels["qid"] == qid]).to_string(index=False))
+    return table
+
+
+def _first_stage(dataset: DemoDataset, folder: Path) -> tuple[pt.Transformer, str]:
+    """BM25 with text: over a live PISA index where it is installed, else the run that ships with the collection."""
+    if find_spec("pyterrier_pisa") is None:
+        run = pt.Transformer.from_df(dataset.get_results())
+        return run >> dataset.text_loader(), "the run that ships with it (a live index: pip install pyterrier-pisa)"
+    from pyterrier_pisa import PisaIndex
+
+    with _silenced():
+        index = PisaIndex(str(folder / "demo.pisa"), text_field="text")
+        index.index(dataset.get_corpus_iter(verbose=False))
+        bm25 = index.bm25(num_results=DEPTH)
+        bm25.search("the first query makes PISA build its block-max data")
+    return bm25 >> dataset.text_loader(), "a live PISA index"
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Hides what PISA's C++ code writes to the process's own stdout and stderr."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with Path(os.devnull).open("wb") as void:
+        os.dup2(void.fileno(), 1)
+        os.dup2(void.fileno(), 2)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _before_and_after(before: pd.DataFrame, after: pd.DataFrame, qrels: pd.DataFrame, top: int = 5) -> pd.DataFrame:
+    """The top of a ranking after re-ranking, with each passage's rank before (both from 1) and its grade."""
+    old_rank = dict(zip(before["docno"], before["rank"] + 1, strict=True))
+    grade = dict(zip(qrels["docno"], qrels["label"], strict=True))
+    head = after.sort_values("rank").head(top)
+    return pd.DataFrame(
+        {
+            "after": head["rank"] + 1,
+            "before": [old_rank[docno] for docno in head["docno"]],
+            "grade": [str(grade.get(docno, "-")) for docno in head["docno"]],
+            "score": [f"{score:.2f}" for score in head["score"]],
+            "docno": head["docno"],
+            "text": [text if len(text) <= 70 else text[:67] + "..." for text in head["text"]],
+        }
+    )

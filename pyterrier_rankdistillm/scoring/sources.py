@@ -1,0 +1,129 @@
+"""Where a checkpoint's files come from: the package, a folder, or the Hugging Face hub; and reading them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+DEMO = "rankdistillm:demo"
+"""The name of the checkpoint that ships with the package."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened as a re-ranker; the message names what is missing or wrong."""
+
+
+def locate(
+    model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
+) -> tuple[Path, str | None]:
+    """The folder of a checkpoint, fetched from the hub where needed, and its commit there.
+
+    Raises:
+        CheckpointError: No such folder, or the hub cannot give it.
+    """
+    if model == DEMO:
+        return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint")), None
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"revision={revision!r} was given, but {model} is a folder. Drop the revision.")
+        return folder, None
+    if looks_like_path(model):
+        raise CheckpointError(f"{model} is no folder. Give a checkpoint's folder, a hub id or {DEMO!r}.")
+    return _download(str(model), revision, local_files_only)
+
+
+def looks_like_path(model: str | os.PathLike[str]) -> bool:
+    """Whether a name can only mean a folder: it is no hub id (``name`` or ``owner/name``)."""
+    return not isinstance(model, str) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) is None or model.startswith(".")
+
+
+def _download(repo: str, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
+    from huggingface_hub import snapshot_download
+
+    def fetch(*weights: str) -> Path:
+        patterns = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", *weights]
+        return Path(
+            snapshot_download(repo, revision=revision, local_files_only=local_files_only, allow_patterns=patterns)
+        )
+
+    try:
+        folder = fetch("model*.safetensors", "model.safetensors.index.json")
+        if not any(folder.glob("model*.safetensors")):
+            folder = fetch("pytorch_model.bin")
+    except Exception as error:  # the hub client raises many unrelated types: HTTP, offline, not found, bad name
+        where = "the hub's local cache (local_files_only)" if local_files_only else "the Hugging Face hub"
+        at = f" at revision {revision!r}" if revision else ""
+        raise CheckpointError(
+            f"{repo!r} is no folder here, and {where} did not give it{at}: {type(error).__name__}: {error}. "
+            f"Check the name and the connection, log in with `hf auth login` for private models, or give a folder."
+        ) from error
+    return folder, folder.name
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json``.
+
+    Raises:
+        CheckpointError: It is missing or no JSON object.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} holds no checkpoint: config.json is missing.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, got {type(config).__name__}.")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of ``model.safetensors`` or its shards, else of ``pytorch_model.bin`` (never unpickling objects).
+
+    Raises:
+        CheckpointError: There are none, or they cannot be read.
+    """
+    index, single, pickled = (
+        folder / name for name in ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
+    )
+    try:
+        if index.is_file():
+            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = {name: load_file(_inside(folder, name)) for name in sorted(set(weight_map.values()))}
+            missing = [name for name, shard in weight_map.items() if name not in shards[shard]]
+            if missing:
+                raise CheckpointError(f"{folder}: {listed(missing)} named in {index.name}, but not in its file.")
+            return {name: shards[shard][name] for name, shard in weight_map.items()}
+        if single.is_file():
+            return load_file(single)
+        if pickled.is_file():
+            state: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+            return state
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"The weights in {folder} cannot be read: {type(error).__name__}: {error}.") from error
+    raise CheckpointError(f"{folder} holds no weights: expected model.safetensors (or its shards with an index).")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise CheckpointError(f"{folder}: the weight index names a file outside the folder: {name!r}.")
+    return folder / name
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
