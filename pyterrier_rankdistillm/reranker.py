@@ -39,7 +39,8 @@ class MonoElectraReRanker(pt.Transformer):
     the index or the company of the rows. Equal (query, text) pairs are scored once. Ties are broken by docno,
     descending, as trec_eval does, so that ranks, ``% k`` and measures agree.
 
-    The model is opened when the first rows are scored; pickles and deep copies carry its name, not its weights.
+    The model is opened when the first rows are scored; pickles and deep copies carry its name, not its weights (unless
+    ``model`` is an open ``Checkpoint``).
 
     Args:
         model: A Hugging Face hub id (``"webis/monoelectra-base"``, ``"webis/monoelectra-large"``), a checkpoint
@@ -71,7 +72,8 @@ class MonoElectraReRanker(pt.Transformer):
     Re-ranking, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
 
-    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra"}
+    # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
+    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
 
     def __init__(
         self,
@@ -113,6 +115,7 @@ class MonoElectraReRanker(pt.Transformer):
             A new frame with the same rows and columns, ``score`` (float64 that holds the float32 logit) and ``rank``
             (int64), and a plain index.
         """
+        self._check_settings()  # again: set_parameter changes them unchecked
         self._check_columns(inp)
         if inp.empty:
             return _ranked(inp, np.empty(0, dtype=np.float32))
@@ -196,7 +199,6 @@ class MonoElectraReRanker(pt.Transformer):
     def _open(self) -> tuple[Checkpoint, Scorer]:
         # Settings may have changed since (set_parameter), so what is open is kept with the settings it was opened for.
         if self._opened is None or self._opened[0] != self._opening():
-            self._check_settings()
             if isinstance(self.model, Checkpoint):
                 checkpoint = self.model
             else:
@@ -219,6 +221,7 @@ class MonoElectraReRanker(pt.Transformer):
             whole = isinstance(value, int) and not isinstance(value, bool)
             require(name, value is None or (whole and value >= 1), "None or a number of tokens, at least 1")
         require("text_field", isinstance(self.text_field, str) and self.text_field != "", "the name of a column")
+        require("model", self.model != "", "a hub id, a folder, or an open Checkpoint")
         if isinstance(self.model, Checkpoint):
             require("revision", self.revision is None, "None where model is an open Checkpoint")
         elif looks_like_path(self.model):

@@ -73,7 +73,7 @@ class DemoDataset(pt.datasets.Dataset):
 class DemoTextLoader(pt.Transformer):
     """Adds the passages' text to a frame with ``docno``."""
 
-    schematic: ClassVar[dict[str, str]] = {"label": "TextLoader"}
+    schematic: ClassVar[dict[str, str | None]] = {"label": "TextLoader", "help_url": None}
 
     def __init__(self, texts: dict[str, str]) -> None:
         self.texts = texts

@@ -174,16 +174,21 @@ class Checkpoint:
 
     def _model_card(self) -> str:
         lengths = self.tokenizer.lengths
+
+        def cut(length: int | None) -> str:
+            return f"cut to {length} tokens" if length else f"cut so that the pair fits {lengths.pair} tokens"
+
+        linear = self.encoder.head_kind == "linear"
         return (
             "---\nlibrary_name: pyterrier-rankdistillm\npipeline_tag: text-ranking\ntags:\n- cross-encoder\n"
             "- monoelectra\n---\n\n# A monoELECTRA passage re-ranker\n\n"
             f"Weights from: {self.source}{f' at revision {self.revision}' if self.revision else ''}.\n\n"
-            f"Input: query (cut to {lengths.query} tokens) and passage (cut to {lengths.doc} tokens). Output: one raw "
-            "logit, higher is more relevant; compare logits of one query only.\n\n"
+            f"Input: query ({cut(lengths.query)}) and passage ({cut(lengths.doc)}). Output: one raw logit, higher is "
+            "more relevant; compare logits of one query only.\n\n"
             "```python\nfrom pyterrier_rankdistillm import MonoElectra\n\n"
             'pipeline = first_stage >> MonoElectra("this/folder")\n```\n\n'
-            "Format: Lightning IR. Method: Rank-DistiLLM (Schlatt et al., ECIR 2025, "
-            "https://arxiv.org/abs/2405.07920).\n"
+            f"Format: {'Lightning IR' if linear else 'transformers, ElectraForSequenceClassification'}. Method: "
+            "Rank-DistiLLM (Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920).\n"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,11 +100,17 @@ class Scorer:
             query_cuts += sum(pair.query_cut for pair in pairs)
             doc_cuts += sum(pair.doc_cut for pair in pairs)
             lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
-            for batch in plan_batches(lengths, self.batch_tokens):
-                for positions, values in self._forward_within_memory(pairs, batch):
-                    scores[start + positions] = values
-                    if progress is not None:
-                        progress(int(repeats[start + positions].sum()))
+            pending = deque(plan_batches(lengths, self.batch_tokens))
+            while pending:
+                batch = pending.popleft()
+                values = self._forward_within_memory([pairs[i] for i in batch])
+                if values is None:  # plan all that is left again, with the budget that is now smaller
+                    rest = np.concatenate([batch, *pending])
+                    pending = deque(rest[again] for again in plan_batches(lengths[rest], self.batch_tokens))
+                    continue
+                scores[start + batch] = values
+                if progress is not None:
+                    progress(int(repeats[start + batch].sum()))
         return Scored(scores[inverse], len(distinct), query_cuts, doc_cuts)
 
     def _encoded_windows(self, pairs: list[tuple[str, str]]) -> Iterator[tuple[int, list[Pair]]]:
@@ -126,30 +133,24 @@ class Scorer:
         docs = dict(zip(texts, self.tokenizer.encode_docs(texts), strict=True))
         return [self.tokenizer.join(queries[query], docs[text]) for query, text in pairs]
 
-    def _forward_within_memory(
-        self, pairs: list[Pair], batch: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Encodes a batch; where memory runs out, its halves, and all later batches with half the budget."""
+    def _forward_within_memory(self, batch: list[Pair]) -> NDArray[np.float32] | None:
+        """The scores of a batch; None where memory ran out and the budget was lowered to half of the batch."""
+        longest = max(len(pair.ids) for pair in batch)
         try:
-            values = self._forward([pairs[i] for i in batch])
+            return self._forward(batch)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise MemoryError(
-                    f"Out of memory on {self.device} with a single pair of {len(pairs[batch[0]].ids)} tokens. "
-                    f"Free memory, choose another device, or lower doc_length."
+                    f"Out of memory on {self.device} with a single pair of {longest} tokens. Free memory, choose "
+                    f"another device, or lower doc_length."
                 ) from error
-        else:
-            yield batch, values
-            return
-        # Outside the handler, so that the failed batch's tensors are no longer referenced by the exception.
+        # After the handler, so that nothing refers to the failed batch's tensors any more.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        half = (len(batch) + 1) // 2
-        self.batch_tokens = min(self.batch_tokens, half * len(pairs[batch[0]].ids))
-        yield from self._forward_within_memory(pairs, batch[:half])
-        yield from self._forward_within_memory(pairs, batch[half:])
+        self.batch_tokens = (len(batch) + 1) // 2 * longest
+        return None
 
     def _forward(self, batch: list[Pair]) -> NDArray[np.float32]:
         longest = max(len(pair.ids) for pair in batch)

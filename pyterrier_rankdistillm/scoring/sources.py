@@ -108,8 +108,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if single.is_file():
             return load_file(single)
         if pickled.is_file():
-            state: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
-            return state
+            state = torch.load(pickled, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+                raise CheckpointError(f"{pickled} holds no tensors by name. Save the model's state_dict there.")
+            return {str(name): tensor for name, tensor in state.items()}
     except CheckpointError:
         raise
     except Exception as error:

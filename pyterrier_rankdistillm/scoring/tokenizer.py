@@ -38,8 +38,8 @@ class Lengths:
 
     def __post_init__(self) -> None:
         for name, value in (("query_length", self.query), ("doc_length", self.doc)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 token, got {value!r}.")
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be None or a whole number of tokens, at least 1, got {value!r}.")
         if self.query is not None and self.doc is not None and self.query + self.doc + SPECIAL_TOKENS > self.pair:
             raise ValueError(
                 f"query_length + doc_length must be at most {self.pair - SPECIAL_TOKENS} tokens (the encoder has "
@@ -100,18 +100,27 @@ class PairTokenizer:
 
         Raises:
             FileNotFoundError: Neither file is there.
+            ValueError: A file cannot be read; the message names it.
         """
-        config_file = folder / "tokenizer_config.json"
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        elif (folder / "vocab.txt").is_file():
-            tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(str(folder / "vocab.txt")).to_str())
-        else:
-            raise FileNotFoundError(
-                f"No tokenizer in {folder}: expected tokenizer.json or vocab.txt. Copy it from the checkpoint's origin."
-            )
-        _apply_config(tokenizer, config)
+        config: dict[str, Any] = {}
+        file = folder / "tokenizer_config.json"
+        try:
+            if file.is_file():
+                config = json.loads(file.read_text(encoding="utf-8"))
+            if (file := folder / "tokenizer.json").is_file():
+                tokenizer = Tokenizer.from_file(str(file))
+            elif (file := folder / "vocab.txt").is_file():
+                tokenizer = _wordpiece(file)
+            else:
+                raise FileNotFoundError(
+                    f"no tokenizer in {folder}: expected tokenizer.json or vocab.txt. Copy it from the checkpoint's "
+                    f"origin."
+                )
+            _apply_config(tokenizer, config)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # the tokenizers library raises plain Exceptions
+            raise ValueError(f"{file} cannot be read: {error}.") from error
         return cls(tokenizer, lengths, config)
 
     def with_lengths(self, lengths: Lengths) -> PairTokenizer:
@@ -139,6 +148,15 @@ class PairTokenizer:
             query_cut=query.cut or query_tokens < len(query.ids),
             doc_cut=doc.cut or doc_tokens < len(doc.ids),
         )
+
+
+def _wordpiece(vocab: Path) -> Tokenizer:
+    """BERT's uncased tokenizer with the tokens of ``vocab.txt``, one a line."""
+    ids = {token: i for i, token in enumerate(vocab.read_text(encoding="utf-8").splitlines())}
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in ids]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return Tokenizer.from_str(BertWordPieceTokenizer(ids).to_str())
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:

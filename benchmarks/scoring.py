@@ -1,0 +1,295 @@
+"""Pairs per second of this package and its peers: the same weights, the same pairs, the same machine.
+
+    python benchmarks/scoring.py --data ../shared/data/trec-dl-2019-pool \
+        --peer lightning-ir=PYTHON --peer pyterrier-dr=PYTHON --peer sentence-transformers=PYTHON
+
+One ELECTRA of base size (12 x 768) with random weights is saved in the format of each scorer. Every scorer is a worker
+process with an interpreter of its own (Lightning IR needs transformers below 5). In each round every scorer scores all
+pairs once, in turn; a ratio is the median of the per-round ratios, so that a machine whose speed drifts does not decide.
+Peers run at several batch sizes, the first of which is their default. Scores must agree to 2e-5. The ceiling is what
+this machine's fp32 matrix product could do with the operations that a pair needs, measured in the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BASE = {
+    "vocab_size": 30522,
+    "embedding_size": 768,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+}
+PEERS = {
+    "lightning-ir": ("linear", [100, 1, 4, 8, 16]),
+    "pyterrier-dr": ("linear", [16]),
+    "sentence-transformers": ("classification", [32, 1, 4, 8]),
+}
+OURS: dict[str, dict[str, Any]] = {"ours": {}}
+TOLERANCE = 2e-5
+
+
+# --- workers: one scorer each, in a process of its own ----------------------------------------------------------------
+
+
+def open_scorer(kind: str, checkpoint: str, setting: Any) -> Callable[[list[list[str]]], list[float]]:
+    """A function from pairs to scores."""
+    if kind.startswith("ours"):
+        from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+        from pyterrier_rankdistillm.scoring.scorer import Scorer
+
+        scorer = Scorer(Checkpoint.open(checkpoint), **(setting or {}))
+        return lambda pairs: scorer.score([q for q, _ in pairs], [d for _, d in pairs]).scores.tolist()
+    if kind == "lightning-ir":
+        import torch
+        from lightning_ir import CrossEncoderModule
+
+        module = CrossEncoderModule(checkpoint).eval()
+
+        def score(pairs: list[list[str]]) -> list[float]:
+            scores: list[float] = []
+            with torch.inference_mode():
+                for query, texts in by_query(pairs):
+                    for start in range(0, len(texts), setting):
+                        scores += module.score([query], [texts[start : start + setting]]).scores.view(-1).tolist()
+            return scores
+
+        return score
+    if kind == "pyterrier-dr":
+        import pandas as pd
+        from pyterrier_dr import LightningIRMonoScorer
+
+        transformer = LightningIRMonoScorer(checkpoint, batch_size=setting, verbose=False)
+
+        def rerank(pairs: list[list[str]]) -> list[float]:
+            frame = pd.DataFrame(pairs, columns=["query", "text"])
+            frame["qid"] = frame["query"]
+            frame["docno"] = [str(row) for row in range(len(frame))]
+            scores = transformer(frame).set_index("docno")["score"]
+            return [float(scores[str(row)]) for row in range(len(pairs))]
+
+        return rerank
+    if kind == "sentence-transformers":
+        import torch
+        from sentence_transformers import CrossEncoder
+
+        model = CrossEncoder(checkpoint, max_length=512, activation_fn=torch.nn.Identity(), device="cpu")
+        return lambda pairs: model.predict(pairs, batch_size=setting, show_progress_bar=False).tolist()
+    raise ValueError(f"No scorer is called {kind!r}.")
+
+
+def by_query(pairs: list[list[str]]) -> list[tuple[str, list[str]]]:
+    grouped: dict[str, list[str]] = {}
+    for query, text in pairs:
+        grouped.setdefault(query, []).append(text)
+    return list(grouped.items())
+
+
+def work(kind: str, checkpoint: str, setting: Any, threads: int) -> None:
+    """Answers each line of pairs (JSON) with scores, seconds and peak memory."""
+    import torch
+
+    torch.set_num_threads(threads)
+    score = open_scorer(kind, checkpoint, setting)
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # libraries that print must not disturb the answers
+    for line in sys.stdin:
+        pairs = json.loads(line)
+        started = time.perf_counter()
+        scores = score(pairs)
+        answer = {"seconds": time.perf_counter() - started, "scores": scores, "peak_mb": peak_mb()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Worker:
+    """A scorer in a process of its own."""
+
+    def __init__(self, name: str, python: str, kind: str, checkpoint: Path, setting: Any, threads: int) -> None:
+        self.name = name
+        command = [python, __file__, "--worker", kind, str(checkpoint), json.dumps(setting), str(threads)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.seconds: list[float] = []
+        self.peak_mb = 0.0
+
+    def score(self, pairs: list[list[str]]) -> tuple[list[float], float]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(pairs) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} died; run its worker by hand to see why: {self.process.args}")
+        answer = json.loads(line)
+        self.peak_mb = answer["peak_mb"]
+        return answer["scores"], answer["seconds"]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def make_checkpoints(folder: Path) -> dict[str, Path]:
+    """The same random encoder under a linear head (Lightning IR's format) and a classification head."""
+    import torch
+
+    from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+    from pyterrier_rankdistillm.scoring.encoder import CrossEncoder, EncoderConfig
+    from pyterrier_rankdistillm.scoring.tokenizer import Lengths
+
+    demo = Checkpoint.open("rankdistillm:demo")  # for its tokenizer: uncased WordPiece, 30,522 tokens
+    lengths = Lengths(query=32, doc=256, pair=512)
+    torch.manual_seed(0)
+    encoder: CrossEncoder | None = None
+    paths = {}
+    for head in ("linear", "classification"):
+        model = CrossEncoder(EncoderConfig(**BASE), head)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.02 if "embeddings" in name else 0.05)
+        if encoder is not None:
+            model.load_state_dict({n: t for n, t in encoder.state_dict().items() if n != "linear.weight"}, strict=False)
+        encoder = model
+        source = "random weights, benchmarks/scoring.py"
+        paths[head] = Checkpoint(model.eval(), demo.tokenizer.with_lengths(lengths), source).save(folder / head)
+    return paths
+
+
+def load_pairs(data: Path | None, queries: int, depth: int) -> list[list[str]]:
+    """Real pairs: BM25's ranking of a few judged queries, or the demo collection's."""
+    import pyterrier as pt
+
+    if data is None:
+        dataset = pt.get_dataset("rankdistillm:demo")
+        frame = dataset.text_loader()(dataset.get_results())
+        return frame[["query", "text"]].to_numpy().tolist()[: queries * depth]
+    with gzip.open(data / "passages.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = {row["docno"]: row["text"] for row in map(json.loads, file)}
+    topics = dict(line.split("\t", 1) for line in (data / "queries.tsv").read_text(encoding="utf-8").splitlines())
+    run = pt.io.read_results(str(data.parent / "trec-dl-runs" / "bm25-pyserini.trec-dl-2019.run.gz"))
+    run = run[run["docno"].isin(texts)].groupby("qid").head(depth)
+    chosen = run[run["qid"].isin(sorted(run["qid"].unique())[:queries])]
+    return [[topics[qid], texts[docno]] for qid, docno in zip(chosen["qid"], chosen["docno"], strict=True)]
+
+
+def needed_operations(checkpoint: Path, pairs: list[list[str]]) -> float:
+    """Floating-point operations of the matrix products that the scores need; the last layer for [CLS] only."""
+    from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+
+    tokenizer = Checkpoint.open(checkpoint).tokenizer
+    hidden, inner, layers = BASE["hidden_size"], BASE["intermediate_size"], BASE["num_hidden_layers"]
+    total = 0.0
+    for query, text in pairs:
+        tokens = len(tokenizer.join(tokenizer.encode_queries([query])[0], tokenizer.encode_docs([text])[0]).ids)
+        full = 2 * tokens * (4 * hidden**2 + 2 * hidden * inner) + 4 * tokens**2 * hidden
+        last = 2 * (2 * tokens + 2) * hidden**2 + 2 * 2 * hidden * inner + 4 * tokens * hidden
+        total += (layers - 1) * full + last
+    return total
+
+
+def matrix_product_rate(threads: int) -> float:
+    """fp32 operations per second of a large matrix product, the best of ten."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.randn(2048, 768), torch.randn(768, 3072)
+    best = float("inf")
+    for _ in range(10):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * 2048 * 768 * 3072 / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the TREC DL 2019 pool (default: the demo collection)")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--queries", type=int, default=3)
+    parser.add_argument("--depth", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = make_checkpoints(Path(scratch))
+        pairs = load_pairs(args.data, args.queries, args.depth)
+        operations = needed_operations(checkpoints["linear"], pairs)
+        workers = []
+        reference = {}
+        for name, setting in OURS.items():
+            workers.append(Worker(name, sys.executable, "ours", checkpoints["linear"], setting, args.threads))
+        for peer in args.peer:
+            kind, python = peer.split("=", 1)
+            head, settings = PEERS[kind]
+            for setting in settings:
+                name = f"{kind}, {setting} a batch"
+                workers.append(Worker(name, python, kind, checkpoints[head], setting, args.threads))
+                reference[name] = head
+        print(f"{len(pairs)} pairs, {operations / len(pairs) / 1e9:.1f} GFLOP a pair, {args.threads} threads")
+        expected = {head: expected_scores(checkpoints[head], pairs, args.threads) for head in set(reference.values())}
+        for worker in workers:  # warm-up, and the check
+            scores, _ = worker.score(pairs)
+            if worker.name in reference:
+                wanted = expected[reference[worker.name]]
+                difference = max(abs(a - b) for a, b in zip(scores, wanted, strict=True))
+                verdict = "agrees" if difference <= TOLERANCE else "DISAGREES"
+                print(f"{worker.name}: {verdict}, largest difference {difference:.1e}")
+        rates = []
+        for _ in range(args.rounds):
+            rates.append(matrix_product_rate(args.threads))
+            for worker in workers:
+                worker.seconds.append(worker.score(pairs)[1])
+        report(workers, rates, operations, len(pairs))
+        for worker in workers:
+            worker.close()
+
+
+def expected_scores(checkpoint: Path, pairs: list[list[str]], threads: int) -> list[float]:
+    worker = Worker("ours", sys.executable, "ours", checkpoint, {}, threads)
+    scores, _ = worker.score(pairs)
+    worker.close()
+    return scores
+
+
+def report(workers: list[Worker], rates: list[float], operations: float, pairs: int) -> None:
+    ours = workers[0]
+    print(f"\nfp32 matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s (median of {len(rates)} rounds)")
+    print(f"{'scorer':38} {'pairs/s':>8} {'ours is faster by':>18} {'of the ceiling':>15} {'peak MB':>8}")
+    for worker in workers:
+        speed = pairs / statistics.median(worker.seconds)
+        ratio = statistics.median(theirs / mine for theirs, mine in zip(worker.seconds, ours.seconds, strict=True))
+        share = statistics.median(
+            operations / seconds / rate for seconds, rate in zip(worker.seconds, rates, strict=True)
+        )
+        print(f"{worker.name:38} {speed:8.2f} {ratio:17.2f}x {share:14.0%} {worker.peak_mb:8.0f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), int(sys.argv[5]))
+    else:
+        main()

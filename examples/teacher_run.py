@@ -1,0 +1,74 @@
+"""From topics to a student: a teacher's run over a first stage, and a re-ranker trained on it.
+
+    python examples/teacher_run.py teacher.run.gz
+    python examples/teacher_run.py teacher.run.gz --teacher rankzephyr     # an LLM; needs a GPU
+    python examples/teacher_run.py teacher.run.gz --student google/electra-base-discriminator --save my-student
+
+Topics, passages and first stage are those of the demo collection that ships with the package. The teacher is a stand-in
+that counts shared words, so that the example runs anywhere in a second; with --teacher it is one of the LLMs of
+pyterrier-generative (pip install pyterrier-generative). Stop it whenever you like: the same call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import pyterrier as pt
+
+from pyterrier_rankdistillm import runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="run file to write")
+    parser.add_argument("--teacher", choices=["words", "rankzephyr", "rankgpt"], default="words")
+    parser.add_argument("--queries", type=int, help="how many of the topics; default: all")
+    parser.add_argument("--depth", type=int, default=20, help="passages a query")
+    parser.add_argument("--student", help="backbone or checkpoint to train on the teacher's run")
+    parser.add_argument("--save", type=Path, default=Path("student"), help="where the student goes")
+    args = parser.parse_args()
+
+    # 1. Candidates: any retriever, or a run file, as here.
+    dataset = pt.get_dataset("rankdistillm:demo")
+    candidates = runs.subsample(dataset.get_results(), queries=args.queries)
+    first_stage = pt.Transformer.from_df(candidates) >> dataset.text_loader()
+    topics = dataset.get_topics()
+    topics = topics[topics["qid"].isin(candidates["qid"])].reset_index(drop=True)
+
+    # 2. The teacher's ranking of them, in shards, with a record of what it was made with.
+    teacher_run = runs.make_teacher_run(
+        make_teacher(args.teacher), first_stage, topics, args.output, depth=args.depth, shard_size=8
+    )
+    print(f"{teacher_run.path}: {teacher_run.record['rows']} passages of {teacher_run.record['queries']} queries")
+    print(teacher_run.read(dataset=dataset)[["qid", "rank", "score", "text"]].head().to_string(index=False))
+
+    # 3. The student learns the teacher's order.
+    if args.student:
+        from pyterrier_rankdistillm import Distillation
+
+        student = Distillation(args.student, teacher=str(teacher_run.path), loss="ranknet")
+        (first_stage >> student).fit(topics)
+        print(f"student saved to {student.reranker.save(args.save)}")
+
+
+def make_teacher(name: str) -> pt.Transformer:
+    if name == "words":
+        return pt.apply.doc_score(shared_words)
+    from pyterrier_generative import RankGPT, RankZephyr
+
+    # Listwise: windows of 20 passages, from the bottom of the ranking to its top, in steps of 10. RankGPT takes its key
+    # from OPENAI_API_KEY; records beside runs never hold keys.
+    teacher = RankZephyr if name == "rankzephyr" else RankGPT
+    return teacher(window_size=20, stride=10)
+
+
+def shared_words(row: pd.Series) -> float:
+    """The share of the query's words that the passage has."""
+    words = set(row["query"].lower().split())
+    return len(words & set(row["text"].lower().split())) / len(words)
+
+
+if __name__ == "__main__":
+    main()

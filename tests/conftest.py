@@ -1,0 +1,76 @@
+"""Fixtures: tiny checkpoints on disk (made once a session, never changed) and what is made of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)  # tiny models are quicker so, above all on a busy machine
+os.environ["PT_TEST_TRANSFORMER_REPORTS"] = "0"  # pt.testing warns with its report otherwise
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not ((SHARED / "data").is_dir() and (SHARED / "reference").is_dir()):
+        for item in items:
+            if item.get_closest_marker("shared"):
+                item.add_marker(pytest.mark.skip(reason=f"{SHARED} is not here"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tiny.Tiny]:
+    """Gives the tiny checkpoint of a format; see ``tiny.FORMATS``. Read only: tests that change one copy it."""
+    made: dict[str, tiny.Tiny] = {}
+
+    def make(name: str) -> tiny.Tiny:
+        if name not in made:
+            made[name] = tiny.FORMATS[name](tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def copied(checkpoint: Callable[[str], tiny.Tiny], tmp_path: Path) -> Callable[..., Path]:
+    """Gives a copy of a tiny checkpoint's folder that the test may change."""
+
+    def make(name: str = "lightning-ir-hub") -> Path:
+        return tiny.copy(checkpoint(name).folder, tmp_path / name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Callable[[str], tiny.Tiny]) -> tiny.Tiny:
+    """The tiny checkpoint that most tests score with: as Lightning IR's on the hub."""
+    return checkpoint("lightning-ir-hub")
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Two queries; d1 and d10 have equal texts."""
+    bread, rain = "why does bread rise", "why does it rain"
+    return pd.DataFrame(
+        [
+            ("q2", rain, "d1", "Water is in the rain."),
+            ("q1", bread, "d1", "Water is in the rain."),
+            ("q1", bread, "d2", "Yeast makes bread rise."),
+            ("q2", rain, "d3", "The cat sat on the mat."),
+            ("q1", bread, "d3", "The cat sat on the mat."),
+            ("q1", bread, "d10", "Water is in the rain."),
+        ],
+        columns=["qid", "query", "docno", "text"],
+    )

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import pyterrier_rankdistillm
+
+PACKAGE = Path(pyterrier_rankdistillm.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def imported(file: Path) -> set[str]:
+    """The modules that a source file imports, as absolute names."""
+    package = [PACKAGE.name, *file.relative_to(PACKAGE).parent.parts]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module} if node.module else {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_public_names() -> None:
+    assert set(pyterrier_rankdistillm.__all__) >= {
+        "Checkpoint",
+        "CheckpointError",
+        "MonoElectra",
+        "MonoElectraReRanker",
+        "TruncationWarning",
+    }
+    assert pyterrier_rankdistillm.__all__ == sorted(pyterrier_rankdistillm.__all__)
+
+
+@pytest.mark.parametrize("name", pyterrier_rankdistillm.__all__)
+def test_public_names_are_there_and_documented(name: str) -> None:
+    assert name in dir(pyterrier_rankdistillm)
+    thing = getattr(pyterrier_rankdistillm, name)
+    assert (thing.__doc__ or "").strip()
+    namespace: dict[str, object] = {}
+    exec(f"from pyterrier_rankdistillm import {name}", namespace)
+    assert namespace[name] is thing
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'DuoElectra'"):
+        _ = pyterrier_rankdistillm.DuoElectra
+    assert not hasattr(pyterrier_rankdistillm, "__wrapped__")
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "pyterrier", "pandas", "numpy", "tokenizers", "safetensors", "huggingface_hub"]
+    heavy += ["ir_datasets", "ir_measures"]
+    code = f"import sys, pyterrier_rankdistillm; print([name for name in {heavy} if name in sys.modules])"
+    assert run(code).strip() == "[]"
+
+
+def test_importing_says_nothing_and_sets_up_no_logging() -> None:
+    code = (
+        "import logging; from pyterrier_rankdistillm import *; "
+        "assert logging.root.handlers == [], logging.root.handlers; "
+        "assert not [n for n in logging.root.manager.loggerDict if n.startswith('pyterrier_rankdistillm')]"
+    )
+    assert run(code) == ""
+
+
+def test_scoring_needs_neither_data_frames_nor_pyterrier() -> None:
+    code = (
+        "import sys, pyterrier_rankdistillm.scoring.scorer; "
+        "print([name for name in ('pandas', 'pyterrier', 'transformers') if name in sys.modules])"
+    )
+    assert run(code).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in SOURCES if file.parent.name == "scoring"], ids=lambda file: file.name
+)
+def test_scoring_imports_nothing_of_ours_but_itself(file: Path) -> None:
+    names = imported(file)
+    assert not {name for name in names if name.split(".")[0] in ("pandas", "pyterrier", "transformers", "ir_datasets")}
+    ours = {name for name in names if name.split(".")[0] == PACKAGE.name}
+    assert {name for name in ours if not name.startswith(f"{PACKAGE.name}.scoring")} == set()
+
+
+def test_arrows_point_one_way() -> None:
+    """Nothing imports what stands left of it in cli -> demo, datasets, reranker -> scoring."""
+    left_of = {"reranker.py": ["cli", "demo", "datasets"], "datasets.py": ["cli", "reranker"]}
+    for name, barred in left_of.items():
+        names = imported(PACKAGE / name)
+        assert not {n for n in names for b in barred if n.startswith(f"{PACKAGE.name}.{b}")}, name
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_user_input_is_not_checked_by_assert(file: Path) -> None:
+    """``python -O`` removes them. What is asserted is what the type checker cannot see: that something is not None."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tests = [ast.unparse(node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert [test for test in tests if not test.endswith("is not None")] == []
+
+
+def test_types_are_marked_as_shipped() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_version_is_the_metadata_s() -> None:
+    assert pyterrier_rankdistillm.__version__ == version("pyterrier-rankdistillm")
+    assert pyterrier_rankdistillm.__version__.count(".") == 2
