@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 ROOT = Path(__file__).parents[1]
 MARKDOWN = re.compile(r"(?P<mark><!-- not tested: [^\n]*-->\n)?^```python\n(?P<code>.*?)^```", re.M | re.S)
 REST = re.compile(r"^\.\. code-block:: python\n\n(?P<code>(?:    [^\n]*\n|\n)+)", re.M)
