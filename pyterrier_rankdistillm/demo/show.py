@@ -66,6 +66,9 @@ def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str =
     columns = {"name": "", "mrt": "ms/query", "nDCG@10 p-value": "p (nDCG@10)"}
     kept = ["name", "nDCG@10", "RR(rel=2)@10", "mrt", "nDCG@10 p-value"]
     printed = table[kept].rename(columns=columns)
+    printed["p (nDCG@10)"] = [
+        "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in printed["p (nDCG@10)"]
+    ]
     print(printed.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3f}"))
     print(f"\n{seconds:.1f} s for both on {reranker.scorer.device}, with {reranker!r}\n")
     print(f"{qid}: {topic['query'].iloc[0]}\n")
