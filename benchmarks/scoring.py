@@ -4,8 +4,8 @@
         --peer lightning-ir=PYTHON --peer pyterrier-dr=PYTHON --peer sentence-transformers=PYTHON
 
 One ELECTRA of base size (12 x 768) with random weights is saved in the format of each scorer. Every scorer is a worker
-process with an interpreter of its own (Lightning IR needs transformers below 5). In each round every scorer scores all
-pairs once, in turn; a ratio is the median of the per-round ratios, so that a machine whose speed drifts does not decide.
+process with an interpreter of its own (Lightning IR needs transformers below 5). In each round every scorer scores
+all pairs once; a ratio is the median of the per-round ratios, so that a machine whose speed drifts decides nothing.
 Peers run at several batch sizes, the first of which is their default. Scores must agree to 2e-5. The ceiling is what
 this machine's fp32 matrix product could do with the operations that a pair needs, measured in the same rounds.
 """

@@ -3,9 +3,9 @@
     pip install pyterrier-rankdistillm[demo]
     python examples/evaluate_demo_checkpoint.py --data ../shared/data
 
-``--data`` holds ``trec-dl-2019-pool``, ``vaswani`` and ``cisi`` (each with passages.jsonl.gz, queries.tsv, qrels.txt) and
-``trec-dl-runs`` (first stages with qrels). First stages are live BM25 (PISA) over each collection, and the runs; of a run
-over all of MS MARCO only the documents in the pool have text, so these lists are condensed, and marked so.
+``--data`` holds ``trec-dl-2019-pool``, ``vaswani`` and ``cisi`` (each with passages.jsonl.gz, queries.tsv, qrels.txt)
+and ``trec-dl-runs`` (first stages with qrels). First stages are live BM25 (PISA) over each collection, and the runs. Of
+a run over all of MS MARCO only the documents in the pool have text: these lists are condensed, and marked so.
 """
 
 from __future__ import annotations

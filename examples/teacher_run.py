@@ -1,8 +1,7 @@
-"""From topics to a student: a teacher's run over a first stage, and a re-ranker trained on it.
+"""From topics to a teacher's run: any re-ranker over a first stage, resumably.
 
     python examples/teacher_run.py teacher.run.gz
     python examples/teacher_run.py teacher.run.gz --teacher rankzephyr     # an LLM; needs a GPU
-    python examples/teacher_run.py teacher.run.gz --student google/electra-base-discriminator --save my-student
 
 Topics, passages and first stage are those of the demo collection that ships with the package. The teacher is a stand-in
 that counts shared words, so that the example runs anywhere in a second; with --teacher it is one of the LLMs of
@@ -26,8 +25,6 @@ def main() -> None:
     parser.add_argument("--teacher", choices=["words", "rankzephyr", "rankgpt"], default="words")
     parser.add_argument("--queries", type=int, help="how many of the topics; default: all")
     parser.add_argument("--depth", type=int, default=20, help="passages a query")
-    parser.add_argument("--student", help="backbone or checkpoint to train on the teacher's run")
-    parser.add_argument("--save", type=Path, default=Path("student"), help="where the student goes")
     args = parser.parse_args()
 
     # 1. Candidates: any retriever, or a run file, as here.
@@ -43,14 +40,6 @@ def main() -> None:
     )
     print(f"{teacher_run.path}: {teacher_run.record['rows']} passages of {teacher_run.record['queries']} queries")
     print(teacher_run.read(dataset=dataset)[["qid", "rank", "score", "text"]].head().to_string(index=False))
-
-    # 3. The student learns the teacher's order.
-    if args.student:
-        from pyterrier_rankdistillm import Distillation
-
-        student = Distillation(args.student, teacher=str(teacher_run.path), loss="ranknet")
-        (first_stage >> student).fit(topics)
-        print(f"student saved to {student.reranker.save(args.save)}")
 
 
 def make_teacher(name: str) -> pt.Transformer:

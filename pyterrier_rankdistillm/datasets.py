@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 import pyterrier as pt
 
+PUBLISHED = ("rankzephyr", "set-encoder", "monoelectra", "colbert")
+"""The published runs; what they are is in ``runs/published.py``, which is imported when one is asked for."""
+
 
 class RankDistillmProvider(pt.datasets.DatasetProvider):
     """Gives PyTerrier the datasets of this package (registered as the entry point ``rankdistillm``)."""
@@ -20,8 +23,12 @@ class RankDistillmProvider(pt.datasets.DatasetProvider):
             from .demo import DemoDataset
 
             return DemoDataset()
+        if name in PUBLISHED:
+            from .runs.published import PublishedDataset
+
+            return PublishedDataset(name)
         raise KeyError(f"rankdistillm:{name} is unknown; there are: {', '.join(self.list_dataset_names())}.")
 
     def list_dataset_names(self) -> Iterable[str]:
         """The names, without the provider's prefix."""
-        return ["demo"]
+        return ["demo", *PUBLISHED]

@@ -118,7 +118,7 @@ class MonoElectraReRanker(pt.Transformer):
         self._check_settings()  # again: set_parameter changes them unchecked
         self._check_columns(inp)
         if inp.empty:
-            return _ranked(inp, np.empty(0, dtype=np.float32))
+            return ranked(inp, np.empty(0, dtype=np.float32))
         self._check_ids(inp)
         queries = self._strings(inp, "query")
         texts = self._strings(inp, self.text_field)
@@ -126,7 +126,7 @@ class MonoElectraReRanker(pt.Transformer):
             scored = self.scorer.score(queries, texts, progress=bar.update)
         self._check_finite(inp, scored.scores)
         self._warn_of_cuts(scored)
-        return _ranked(inp, self._activated(scored.scores))
+        return ranked(inp, self._activated(scored.scores))
 
     def transform_iter(self, inp: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         """As ``transform``, on records. All are read before the first is returned, since ranks need them all."""
@@ -319,7 +319,7 @@ class MonoElectraReRanker(pt.Transformer):
 MonoElectra = MonoElectraReRanker
 
 
-def _ranked(inp: pd.DataFrame, scores: NDArray[np.float32]) -> pd.DataFrame:
+def ranked(inp: pd.DataFrame, scores: NDArray[np.float32]) -> pd.DataFrame:
     """The rows of ``inp`` by qid, descending score, descending docno (trec_eval's order), with score and rank."""
     out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
     # float64, as PyTerrier's other scores; each value is the float32 one.

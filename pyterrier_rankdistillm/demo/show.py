@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyterrier as pt
-from pyterrier.measures import RR, nDCG
+from ir_measures import RR, nDCG
 
 from ..reranker import MonoElectra
 from .dataset import DemoDataset
@@ -61,8 +61,8 @@ def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str =
             )
         seconds = time.perf_counter() - started
         topic = topics[topics["qid"] == qid]
-        before = bm25(topic)
-        after = reranker(before)
+        before = bm25.transform(topic)
+        after = reranker.transform(before)
     columns = {"name": "", "mrt": "ms/query", "nDCG@10 p-value": "p (nDCG@10)"}
     kept = ["name", "nDCG@10", "RR(rel=2)@10", "mrt", "nDCG@10 p-value"]
     printed = table[kept].rename(columns=columns)

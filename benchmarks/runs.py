@@ -1,0 +1,107 @@
+"""Reading and writing runs, beside PyTerrier's own: time, and the peak memory of a process that does nothing else.
+
+    python benchmarks/runs.py bm25.run.gz              # a run of yours
+    python benchmarks/runs.py --rows 10000000          # a synthetic one, 100 documents a query
+
+Each line is measured in a process of its own. Peak memory is that of the whole process, libraries included (the line
+"nothing" is what they take). On a busy machine compare processor time (all threads), not the clock's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from pyterrier_rankdistillm import runs
+
+DEPTH = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?", help="a TREC run; default: a synthetic one")
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--formats", nargs="+", default=["run", "run.gz", "parquet", "jsonl"])
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        print(json.dumps(step(*args.step)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source = args.run or Path(folder) / "synthetic.run"
+        if args.run is None:
+            measured("synthetic", str(args.rows), source)  # elsewhere: a process counts what its parent had
+        formats = [f for f in args.formats if f != "parquet" or importlib.util.find_spec("pyarrow")]
+        steps = [("nothing", source, "-"), ("pt.io.read_results", source, "-"), ("runs.read", source, "-")]
+        for suffix in formats:
+            target = Path(folder) / f"copy.{suffix}"
+            steps += [("runs.write", source, target), ("runs.read", target, "-")]
+            if suffix in ("run", "run.gz"):
+                steps += [("pt.io.write_results", source, Path(folder) / f"theirs.{suffix}")]
+        print(f"{'':22}{'file':>16}{'rows':>12}{'MB':>8}{'seconds':>9}{'cpu':>9}{'peak MB':>9}")
+        for name, origin, target in steps:
+            done = measured(name, origin, target)
+            file = Path(origin if target == "-" else target)
+            print(
+                f"{name:22}{''.join(file.suffixes[-2:])[-16:]:>16}{done['rows']:12,}{file.stat().st_size / 1e6:8.1f}"
+                f"{done['seconds']:9.2f}{done['cpu']:9.2f}{done['peak']:9.0f}",
+                flush=True,
+            )
+
+
+def measured(name: str, source: Path | str, target: Path | str) -> dict[str, float]:
+    """What ``step`` gives, from a process of its own."""
+    command = [sys.executable, __file__, "--step", name, str(source), str(target)]
+    done: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return done
+
+
+def step(name: str, source: str, target: str) -> dict[str, float]:
+    """Does one thing; for writing, the run is read first, which is not timed but counts for the memory."""
+    run = runs.read(source) if "write" in name else pd.DataFrame()
+    started, used = time.perf_counter(), time.process_time()
+    if name == "synthetic":
+        runs.write(synthetic(int(source)), target)
+    elif name == "runs.read":
+        run = runs.read(source)
+    elif name == "pt.io.read_results":
+        run = pt.io.read_results(source)
+    elif name == "runs.write":
+        runs.write(run, target)
+    elif name == "pt.io.write_results":
+        pt.io.write_results(run, target)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - used
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "rows": len(run)}
+
+
+def synthetic(rows: int) -> pd.DataFrame:
+    """Rankings of distinct documents out of MS MARCO's 8.8 million, with scores of full precision."""
+    rng = np.random.default_rng(0)
+    queries = max(1, rows // DEPTH)
+    first = rng.integers(0, 8_841_823 - DEPTH, queries)
+    docnos = (first[:, None] + np.arange(DEPTH)[None, :]).ravel()
+    scores = -np.sort(-rng.normal(size=(queries, DEPTH)), axis=1).ravel()
+    return pd.DataFrame(
+        {
+            "qid": pd.Series(np.repeat(np.arange(queries), DEPTH)).astype(str),
+            "docno": pd.Series(docnos).astype(str),
+            "score": scores,
+            "rank": np.tile(np.arange(DEPTH), queries),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

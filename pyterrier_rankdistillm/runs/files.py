@@ -1,0 +1,618 @@
+"""Runs on disk: TREC, Parquet and JSON lines, plain or gz, in PyTerrier's columns.
+
+In frames, ranks count from 0, as in PyTerrier; in files from 1, as trec_eval's and Lightning IR's.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import io
+import itertools
+import json
+import math
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, Literal, cast, get_args
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from ._atomic import replacing
+from .ranks import REQUIRED, Ids, first_fault, positions
+
+Format = Literal["trec", "parquet", "jsonl"]
+Source = str | os.PathLike[str] | IO[bytes] | IO[str]
+Append = Callable[[pd.DataFrame], None]
+
+TAG = "pyterrier_rankdistillm"
+
+_SUFFIXES: dict[str, Format] = {
+    **dict.fromkeys((".run", ".trec", ".res", ".txt", ".tsv"), "trec"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+}
+_FIELDS = ("qid", "Q0", "docno", "rank", "score", "tag")
+_ALIASES = {"query_id": "qid", "doc_id": "docno", "docid": "docno"}  # as ir_datasets and Lightning IR name them
+_ROWS = 500_000  # rows that are parsed or written together
+_BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+class RunFileError(ValueError):
+    """A run file that cannot be read; the message names file and line."""
+
+
+def read(
+    source: Source,
+    *,
+    dataset: str | pt.datasets.Dataset | None = None,
+    duplicates: Literal["error", "drop"] = "error",
+) -> pd.DataFrame:
+    """Reads a run. The content says which format it is and whether it is compressed; the name does not matter.
+
+    With a dataset, query and text are joined, so that re-ranking a file takes two lines::
+
+        first_stage = pt.Transformer.from_df(runs.read("bm25.run.gz", dataset="msmarco-passage/trec-dl-2019/judged"))
+        result = (first_stage >> MonoElectra("webis/monoelectra-base"))(topics)
+
+    Args:
+        source: Path, or a stream of bytes or text (read to its end, left open).
+        dataset: Where query and text come from: an ir_datasets id (``dataset_of(path)`` recovers it from a Lightning
+            IR file name) or a PyTerrier dataset. All texts of the run are held in memory; for runs too large for that,
+            join text later, in batches (``text_loader``).
+        duplicates: What to do with a docno that is twice in a ranking: an error, or keep the better-ranked one.
+
+    Returns:
+        A new frame, in the file's order: ``qid`` and ``docno`` (strings), ``score`` (float64), ``rank`` (int64, from 0
+        without gaps, in the order of the file's ranks, or of the scores where it has none); and, from Parquet and JSON
+        lines, the file's other columns.
+
+    Raises:
+        RunFileError: The file is malformed: wrong number of fields, no number where one belongs, NaN or infinity,
+            missing or duplicate ids, no UTF-8, a truncated gz stream, no rows at all.
+        ImportError: A Parquet file, without pyarrow.
+    """
+    if duplicates not in ("error", "drop"):
+        raise ValueError(f"read: duplicates must be 'error' or 'drop', got {duplicates!r}.")
+    with _opened(source) as (stream, name):
+        run, line = _parse(stream, name)
+        if run.empty:
+            raise RunFileError(f"{name} has no rows. Check that it was copied or written completely.")
+        ids = Ids.of(run)
+        fault = first_fault(run, ids, repeated=duplicates == "error")
+        if fault is not None:
+            hint = " Read it with duplicates='drop' to keep the better-ranked one." if "twice" in fault.what else ""
+            raise RunFileError(f"{name}, {line(fault.row)}: {fault.what}.{hint}")
+    # Equal ids share one string: a column costs a pointer a row, not a string a row.
+    run = run.assign(qid=ids.qids.take(ids.query), docno=ids.docnos.take(ids.document), rank=positions(run, ids))
+    run = run[[*REQUIRED, "rank", *(c for c in run.columns if c not in (*REQUIRED, "rank"))]]
+    if duplicates == "drop":
+        from .frames import deduplicate
+
+        run = deduplicate(run)
+    if dataset is not None:
+        from .text import add_queries, add_text
+
+        run = add_text(add_queries(run, dataset), dataset)
+    return run
+
+
+def write(
+    run: pd.DataFrame,
+    target: Source,
+    *,
+    format: Format | None = None,  # noqa: A002
+    tag: str = TAG,
+) -> None:
+    """Writes a run. A file appears whole or not at all, with equal bytes for equal runs.
+
+    Args:
+        run: Columns ``qid``, ``docno``, ``score`` and, where it is there, ``rank``: its order is kept, written from 1
+            without gaps; otherwise ranks follow the scores. TREC files hold these columns only, the other formats all.
+        target: Path, or a stream (written to, left open).
+        format: Default: by the path's suffix (.run, .trec, .res, .txt; .tsv with tabs; .parquet, .pq; .jsonl, .ndjson;
+            each also with .gz); for streams TREC.
+        tag: The system's name in TREC files, without white space.
+
+    Raises:
+        ValueError: The frame is no run, or its ids do not fit the format; the message names the row.
+        ImportError: Parquet, without pyarrow.
+    """
+    with writer(target, format=format, tag=tag) as append:
+        append(run)
+
+
+@contextmanager
+def writer(target: Source, *, format: Format | None = None, tag: str = TAG) -> Iterator[Append]:  # noqa: A002
+    """As ``write``, piece by piece: gives a function that appends a frame of whole rankings.
+
+    Raises:
+        ValueError: As ``write``; also when a query is appended a second time, or nothing was appended at all.
+    """
+    seen: set[str] = set()
+    with ExitStack() as stack:
+        chosen, stream = _target(stack, target, format)
+        if tag.split() != [tag]:
+            raise ValueError(f"write: tag must be a word without white space, got {tag!r}.")
+        tabs = isinstance(target, str | os.PathLike) and Path(target).name.removesuffix(".gz").endswith(".tsv")
+        sink = stack.enter_context(_SINKS[chosen](stream, tag, "\t" if tabs else " "))
+
+        def append(run: pd.DataFrame) -> None:
+            run, qids = _to_write(run, chosen)
+            twice = seen.intersection(qids)
+            if twice:
+                raise ValueError(f"write: qid {min(twice)!r} was appended before. Append each ranking whole.")
+            for start in range(0, len(run), _ROWS):
+                sink(run.iloc[start : start + _ROWS])
+            seen.update(qids)
+
+        yield append
+        if not seen:
+            raise ValueError("write: the run has no rows. Nothing was written.")
+
+
+def dataset_of(path: str | os.PathLike[str]) -> str:
+    """The ir_datasets id in a Lightning IR file name, such as ``__colbert__msmarco-passage-train-judged.run.gz``.
+
+    Raises:
+        ValueError: The name is not of that form, or no dataset (or more than one) has such a name.
+    """
+    import ir_datasets
+
+    name = Path(path).name
+    stem = name.removesuffix(".gz")
+    stem = stem.removesuffix(Path(stem).suffix) if Path(stem).suffix in (*_SUFFIXES, ".json", ".csv") else stem
+    dashed = stem.rpartition("__")[2]
+    found = sorted(i for i in ir_datasets.registry if i.replace("/", "-") == dashed) if "__" in stem else []
+    if len(found) != 1:
+        why = f"{dashed!r} may be {' or '.join(found)}" if found else f"no ir_datasets id is written {dashed!r}"
+        why = why if "__" in stem else "it has no '__'"
+        raise ValueError(
+            f"dataset_of: the file name must end with an ir_datasets id, its slashes as dashes "
+            f"(__first-stage__msmarco-passage-train-judged.run), got {name!r}: {why}. Name the dataset yourself."
+        )
+    return str(found[0])
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[tuple[IO[bytes], str]]:
+    """A stream of uncompressed bytes that can be rewound to where it starts, and its name for messages."""
+    with ExitStack() as stack:
+        stream: IO[bytes]
+        if isinstance(source, str | os.PathLike):
+            name = os.fspath(source)
+            stream = stack.enter_context(Path(source).expanduser().open("rb"))
+        else:
+            name = str(getattr(source, "name", "the stream"))
+            stream = _rewindable(source, stack)
+        start = stream.tell()
+        compressed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(start)
+        if compressed:
+            stream = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb")))
+        yield cast(IO[bytes], _FromHere(stream)), name
+
+
+def _rewindable(source: IO[bytes] | IO[str], stack: ExitStack) -> IO[bytes]:
+    if isinstance(source, io.TextIOBase):
+        return io.BytesIO(source.read().encode("utf-8", "surrogateescape"))
+    source = cast(IO[bytes], source)
+    if source.seekable():
+        return source
+    spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=64 << 20))  # noqa: SIM115
+    shutil.copyfileobj(source, spool)
+    spool.seek(0)
+    return cast(IO[bytes], spool)
+
+
+class _FromHere(io.RawIOBase):
+    """A stream whose beginning is where another one stands now, and that does not close it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._start = stream, stream.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._stream.read(size)
+
+    def readall(self) -> bytes:
+        return self._stream.read()
+
+    def readinto(self, buffer: Any) -> int:
+        # read1, where there is one, gives what is there before it complains of a broken stream.
+        data = getattr(self._stream, "read1", self._stream.read)(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._stream.seek(offset + (self._start if whence == os.SEEK_SET else 0), whence) - self._start
+
+    def tell(self) -> int:
+        return self._stream.tell() - self._start
+
+
+def _parse(stream: Any, name: str) -> tuple[pd.DataFrame, Callable[[int], str]]:
+    """The frame, not yet checked for what rows have in common, and what to call a row of it in messages."""
+    start = bytearray(4)
+    stream.readinto(start)
+    stream.seek(0)
+    if start == b"PAR1":
+        return _read_parquet(stream, name), lambda row: f"row {row + 1}"
+    head = next(_lines(stream, name), (0, ""))[1]
+    stream.seek(0)
+    run = _read_jsonl(stream, name) if head.startswith("{") else _read_trec(stream, name, head)
+    return run, lambda row: f"line {_line_of(stream, row)}"
+
+
+def _read_trec(stream: IO[bytes], name: str, head: str) -> pd.DataFrame:
+    run = _read_plain_trec(stream, "\t" if "\t" in head else " ")
+    if run is not None:
+        return run
+    stream.seek(0)
+    # One column more than a line has, so that the parser, which fills up short lines, does not cut long ones silently.
+    names = [*_FIELDS, "more"]
+    kinds = {**dict.fromkeys(names, str), "rank": np.int64, "score": np.float64}
+    # pandas before 3 reads numbers to the last digit only when asked, pandas 3 warns when asked.
+    exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+    pieces = []
+    try:
+        if len(head.split()) > len(_FIELDS):  # the parser would allow as many everywhere
+            raise ValueError("too many fields")
+        with pd.read_csv(
+            cast(Any, stream), sep=r"\s+", header=None, names=names, index_col=False, dtype=cast(Any, kinds),
+            quoting=csv.QUOTE_NONE, na_filter=False, encoding="utf-8", chunksize=_ROWS, **exact,
+        ) as chunks:  # fmt: skip
+            for chunk in chunks:
+                if "" in chunk["tag"].unique() or set(chunk["more"].unique()) - {""}:
+                    raise ValueError("a line has too few or too many fields")
+                pieces.append(chunk[["qid", "docno", "score", "rank"]])
+    except (ValueError, OverflowError, *_BROKEN_GZ) as error:
+        raise RunFileError(_trec_fault(stream, name) or f"{name} is no TREC run: {error}.") from error
+    return pd.concat(pieces, ignore_index=True)
+
+
+def _read_plain_trec(stream: IO[bytes], separator: str) -> pd.DataFrame | None:
+    """The fastest parser, pyarrow's, where it is installed, for good files with one separator between fields.
+
+    Whatever it does not take is None, and left to the other parser, to read or to explain.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        return None
+    pa, csv_reader, compute = (import_module(f"pyarrow{name}") for name in ("", ".csv", ".compute"))
+    word, few = pa.string(), pa.dictionary(pa.int32(), pa.string())
+    kinds = {"qid": word, "Q0": few, "docno": word, "rank": pa.int64(), "score": pa.float64(), "tag": few}
+    try:
+        table = csv_reader.read_csv(
+            pa.PythonFile(stream, mode="r"),
+            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=8 << 20),
+            parse_options=csv_reader.ParseOptions(delimiter=separator, quote_char=False),
+            convert_options=csv_reader.ConvertOptions(column_types=kinds, null_values=[]),
+        )
+    except (pa.ArrowException, UnicodeDecodeError, *_BROKEN_GZ):
+        return None
+    for name in ("qid", "Q0", "docno", "tag"):
+        for piece in table[name].chunks:
+            words = piece.dictionary if kinds[name] == few else piece
+            if compute.any(compute.match_substring_regex(words, "^$|[ \t]")).as_py():
+                return None
+    if not compute.all(compute.is_finite(table["score"])).as_py():
+        return None
+    return cast(pd.DataFrame, table.select(["qid", "docno", "score", "rank"]).to_pandas())
+
+
+def _trec_fault(stream: IO[bytes], name: str) -> str | None:
+    """Finds the line that the fast parser stumbled over."""
+    for number, line in _lines(stream, name):
+        fields = [field for field in line.replace("\t", " ").split(" ") if field]
+        what = None
+        if len(fields) != len(_FIELDS):
+            what = f"{len(fields)} fields, a TREC run has {len(_FIELDS)} ({' '.join(_FIELDS)})"
+        elif not _is_number(fields[3], whole=True):
+            what = f"rank must be a whole number, got {fields[3]!r}"
+        elif not _is_number(fields[4]):
+            what = f"score must be a finite number, got {fields[4]!r}"
+        if what:
+            return f"{name}, line {number}: {what}."
+    return None
+
+
+def _is_number(text: str, *, whole: bool = False) -> bool:
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(number) and "_" not in text and (not whole or (number.is_integer() and abs(number) < 2**63))
+
+
+def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines from the start, without the white space around them and without blank ones.
+
+    Raises:
+        RunFileError: A line is no UTF-8, or the gz stream is broken after it.
+    """
+    stream.seek(0)
+    number = 0
+    text = io.TextIOWrapper(io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", errors="surrogateescape")
+    try:
+        for number, line in enumerate(text, start=1):
+            if not line.isascii() and any("\udc80" <= character <= "\udcff" for character in line):
+                raise RunFileError(f"{name}, line {number}: not UTF-8. Convert the file to UTF-8.")
+            if stripped := line.strip(" \t\r\n"):
+                yield number, stripped
+    except _BROKEN_GZ as error:
+        raise RunFileError(
+            f"{name}, line {number + 1}: the gz stream is broken or ends too early ({error}). Copy the file again."
+        ) from error
+    finally:
+        text.detach().detach()
+
+
+def _line_of(stream: IO[bytes], row: int) -> int:
+    """The number of the line that became a row."""
+    return next(number for place, (number, _) in enumerate(_lines(stream, "")) if place == row)
+
+
+def _read_jsonl(stream: IO[bytes], name: str) -> pd.DataFrame:
+    text = io.TextIOWrapper(io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig")
+    pieces = []
+    try:
+        while lines := list(itertools.islice(text, _ROWS // 10)):
+            pieces.append(_records([json.loads(line) for line in lines if not line.isspace()]))
+    except (ValueError, TypeError, AttributeError, *_BROKEN_GZ) as error:
+        raise RunFileError(_jsonl_fault(stream, name) or f"{name} is no run: {error}.") from error
+    finally:
+        text.detach().detach()
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def _records(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """A frame with the right names and types, or an error that does not say much."""
+    frame = pd.DataFrame.from_records(records).rename(columns=_ALIASES)
+    for key in ("qid", "docno"):
+        if pd.api.types.infer_dtype(frame[key], skipna=False) == "integer":
+            frame[key] = [str(value) for value in frame[key]]
+        if pd.api.types.infer_dtype(frame[key], skipna=False) != "string":
+            raise TypeError(f"{key} must hold strings")
+    for key, kinds in (("score", "iuf"), ("rank", "iu")):
+        if key in frame and frame[key].dtype.kind not in kinds:
+            raise TypeError(f"{key} must hold numbers")
+    if frame["score"].isna().any():
+        raise ValueError("score is missing")
+    return frame.astype({"score": np.float64})
+
+
+def _jsonl_fault(stream: IO[bytes], name: str) -> str | None:
+    """Finds the line that the fast parser stumbled over."""
+    for number, line in _lines(stream, name):
+        what = _record_fault(line)
+        if what:
+            return f"{name}, line {number}: {what}."
+    return None
+
+
+def _record_fault(line: str) -> str | None:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        return f"no valid JSON: {error}"
+    if not isinstance(record, dict):
+        return f"a line must hold a JSON object, got {type(record).__name__}"
+    record = {_ALIASES.get(key, key): value for key, value in record.items()}
+    for key in REQUIRED:
+        if record.get(key) is None:
+            return f"{key} is missing"
+    for key in ("qid", "docno"):
+        if not isinstance(record[key], str):
+            return f"{key} must be a string, got {record[key]!r}"
+    score, rank = record["score"], record.get("rank")
+    if type(score) not in (int, float) or not math.isfinite(score):
+        return f"score must be a finite number, got {score!r}"
+    if type(rank) is not int and "rank" in record:
+        return f"rank must be a whole number, got {rank!r}"
+    return None
+
+
+def _read_parquet(stream: Any, name: str) -> pd.DataFrame:
+    pa, pq = _pyarrow(f"{name} is a Parquet file")
+    if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which gz cannot do well
+        stream = pa.BufferReader(stream.read())
+    try:
+        file = pq.ParquetFile(stream)
+        names = {_ALIASES.get(column, column): column for column in file.schema_arrow.names}
+        missing = [column for column in REQUIRED if column not in names]
+        if missing:
+            raise RunFileError(f"{name}: no column {', '.join(missing)}; there are: {', '.join(names)}.")
+        for column in names:
+            _check_type(pa, file.schema_arrow.field(names[column]).type, column, name)
+        pieces = [_from_arrow(pa, batch, names, name) for batch in file.iter_batches(batch_size=_ROWS)]
+    except (pa.ArrowException, OSError) as error:
+        raise RunFileError(f"{name} is broken: {error}. Copy the file again.") from error
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def _check_type(pa: Any, kind: Any, column: str, name: str) -> None:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    fits = {
+        "qid": text or pa.types.is_integer(kind),
+        "docno": text or pa.types.is_integer(kind),
+        "score": number,
+        "rank": number,
+    }
+    if not fits.get(column, True):
+        raise RunFileError(f"{name}: column {column} must hold {'numbers' if column in ('score', 'rank') else 'ids'}, "
+                           f"it holds {kind}.")  # fmt: skip
+
+
+def _from_arrow(pa: Any, batch: Any, names: dict[str, str], name: str) -> pd.DataFrame:
+    columns = {ours: batch.column(theirs) for ours, theirs in names.items()}
+    for key in ("qid", "docno"):
+        columns[key] = columns[key].cast(pa.string())
+    columns["score"] = columns["score"].cast(pa.float64())
+    if "rank" in columns:
+        rank = columns["rank"]
+        if rank.null_count:
+            raise RunFileError(f"{name}: rank is missing in {rank.null_count} rows.")
+        columns["rank"] = rank.cast(pa.int64())  # 1.5 is an error here
+    return cast(pd.DataFrame, pa.table(columns).to_pandas())
+
+
+def _pyarrow(why: str) -> tuple[Any, Any]:
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ImportError(
+            f"{why}, which needs pyarrow: pip install 'pyterrier-rankdistillm[parquet]'. TREC and JSON lines do not."
+        ) from error
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def check_target(path: Path, chosen: Format | None = None) -> Format:
+    """The format that a path would be written in; what would stand in the way is an error already now."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    found = chosen or _SUFFIXES.get(suffix)
+    if found is None:
+        raise ValueError(
+            f"write: the path must end with one of {', '.join(_SUFFIXES)} (and .gz), got {path.name!r}. Rename it, or "
+            f"give a format."
+        )
+    if found == "parquet":
+        _pyarrow("A Parquet file was asked for")
+    return found
+
+
+def _target(stack: ExitStack, target: Source, chosen: Format | None) -> tuple[Format, Any]:
+    """The format, and a stream that becomes the file when the stack is left without an error."""
+    if chosen not in (None, *get_args(Format)):
+        raise ValueError(f"write: format must be None or one of {', '.join(get_args(Format))}, got {chosen!r}.")
+    if not isinstance(target, str | os.PathLike):
+        text = isinstance(target, io.TextIOBase)
+        if text and chosen == "parquet":
+            raise ValueError("write: Parquet needs a stream of bytes, got a stream of text.")
+        return chosen or "trec", _Encoded(cast(IO[str], target)) if text else target
+    path = Path(target).expanduser()
+    found = check_target(path, chosen)
+    scratch = stack.enter_context(replacing(path.absolute()))
+    stream: Any = stack.enter_context(scratch.open("wb"))
+    if path.name.endswith(".gz"):  # without name and time, so that equal runs are equal files
+        stream = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0))
+    return found, stream
+
+
+class _Encoded:
+    """A stream of text as one of bytes."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:
+        self._stream.write(data.decode("utf-8"))
+        return len(data)
+
+
+def _to_write(run: pd.DataFrame, chosen: Format) -> tuple[pd.DataFrame, list[str]]:
+    """The frame with string ids, float64 scores and ranks from 1, and its qids; everything checked."""
+    missing = [column for column in REQUIRED if column not in run.columns]
+    if missing:
+        raise ValueError(f"write: a run has the columns {', '.join(REQUIRED)}, got no {', '.join(missing)}.")
+    if not pd.api.types.is_numeric_dtype(run["score"]):
+        raise ValueError(f"write: score must hold numbers, got dtype {run['score'].dtype}.")
+    run = run.reset_index(drop=True)
+    ids = Ids.of(run)
+    fault = first_fault(run, ids)
+    if fault is not None:
+        hint = " runs.deduplicate(run) keeps the better-ranked one." if "twice" in fault.what else ""
+        raise ValueError(f"write: row {fault.row} (from 0): {fault.what}.{hint}")
+    qids, docnos = ([str(value) for value in values] for values in (ids.qids, ids.docnos))
+    # No id is empty here, so that joining and splitting changes their number only where there is white space.
+    if chosen == "trec" and any(len(" ".join(values).split()) != len(values) for values in (qids, docnos)):
+        odd = [value for value in (*qids, *docnos) if value.split() != [value]]
+        raise ValueError(
+            f"write: {odd[0]!r} has white space, which separates the fields of a TREC file. Write .jsonl or "
+            f".parquet, or rename such ids ({len(odd)} there are)."
+        )
+    rank = positions(run, ids) - pt.model.FIRST_RANK + 1
+    run = run.assign(
+        qid=pd.Index(qids, dtype=object).take(ids.query),
+        docno=pd.Index(docnos, dtype=object).take(ids.document),
+        rank=rank,
+        score=run["score"].to_numpy(dtype=np.float64),
+    )
+    return run, qids
+
+
+@contextmanager
+def _trec_sink(stream: Any, tag: str, separator: str) -> Iterator[Append]:
+    middle, end = f"{separator}Q0{separator}", f"{separator}{tag}\n"
+
+    def append(run: pd.DataFrame) -> None:
+        columns = (run[name].tolist() for name in ("qid", "docno", "rank", "score"))
+        # repr is the shortest text that reads back as the same number.
+        lines = [
+            f"{qid}{middle}{docno}{separator}{rank}{separator}{score!r}{end}"
+            for qid, docno, rank, score in zip(*columns, strict=True)
+        ]
+        stream.write("".join(lines).encode("utf-8"))
+
+    yield append
+
+
+@contextmanager
+def _jsonl_sink(stream: Any, tag: str, separator: str) -> Iterator[Append]:
+    del tag, separator
+
+    def append(run: pd.DataFrame) -> None:
+        gaps = [name for name in run.columns if run[name].isna().any()]
+        for start in range(0, len(run), 10_000):
+            piece = run.iloc[start : start + 10_000]
+            piece = piece.assign(**{n: piece[n].astype(object).where(piece[n].notna(), None) for n in gaps})
+            records = piece.to_dict(orient="records")
+            try:
+                lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"write: a column does not fit JSON: {error}. Drop or convert it.") from error
+            stream.write("".join(lines).encode("utf-8"))
+
+    yield append
+
+
+@contextmanager
+def _parquet_sink(stream: Any, tag: str, separator: str) -> Iterator[Append]:
+    del tag, separator
+    pa, pq = _pyarrow("A Parquet file was asked for")
+    with ExitStack() as stack:
+        parquet: Any = None
+
+        def append(run: pd.DataFrame) -> None:
+            nonlocal parquet
+            try:
+                table = pa.Table.from_pandas(run, schema=parquet and parquet.schema, preserve_index=False)
+            except (pa.ArrowException, KeyError) as error:
+                raise ValueError(f"write: a column does not fit Parquet: {error}. Drop or convert it.") from error
+            if parquet is None:
+                parquet = stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
+            parquet.write_table(table)
+
+        yield append
+
+
+_SINKS = {"trec": _trec_sink, "jsonl": _jsonl_sink, "parquet": _parquet_sink}

@@ -1,0 +1,126 @@
+"""What a transformer is, in JSON values: for records beside runs, and for the names of score caches."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import pandas as pd
+import pyterrier as pt
+
+if TYPE_CHECKING:
+    from ..reranker import MonoElectraReRanker
+    from ..scoring.checkpoint import Checkpoint
+
+_SECRET = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?|auth)$", re.IGNORECASE)
+_MODEL_NAMES = ("model_id", "model_name", "model_name_or_path", "name_or_path", "revision")
+_DEEPEST, _LARGEST, _LONGEST = 6, 50, 1000  # levels, items, characters: what is more is only digested
+
+
+def model_identity(reranker: MonoElectraReRanker) -> dict[str, Any]:
+    """All that a re-ranker's scores depend on, but for the device: the model (which it opens), lengths, precision.
+
+    The weights and the tokenizer count by content, so that a folder whose checkpoint was replaced is another model.
+    """
+    checkpoint = reranker.checkpoint
+    lengths = checkpoint.tokenizer.lengths
+    return {
+        "model": checkpoint.source,
+        "revision": checkpoint.revision,
+        "query_length": lengths.query,
+        "doc_length": lengths.doc,
+        "pair_length": lengths.pair,
+        "dtype": reranker.dtype,
+        "activation": reranker.activation,
+        "weights": _weights_digest(checkpoint),
+    }
+
+
+def describe(transformer: pt.Transformer) -> dict[str, Any]:
+    """A transformer's class and settings, and those of the transformers in it. Secrets (API keys, ...) are left out.
+
+    Monoelectra re-rankers are described by ``model_identity``; from objects that hold a model, its name is taken.
+    """
+    return cast(dict[str, Any], _described(transformer, 0))
+
+
+def _described(value: Any, depth: int) -> Any:
+    from ..reranker import MonoElectraReRanker
+
+    if isinstance(value, MonoElectraReRanker):
+        return {"class": _class_name(value), **model_identity(value)}
+    if isinstance(value, pt.Transformer):
+        try:
+            attributes = pt.inspect.transformer_attributes(value, strict=False)
+        except pt.inspect.InspectError:
+            attributes = []
+        known = {a.name: a.value for a in attributes if a.value is not pt.inspect.TransformerAttribute.MISSING}
+        return {"class": _class_name(value), **_names_of_model(value), **_json(known, depth)}
+    return _json(value, depth)
+
+
+def _json(value: Any, depth: int) -> Any:
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return {"characters": len(value), "md5": _digest(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # no JSON value, and NaN would not equal itself
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, pd.DataFrame):
+        return {"rows": len(value), "columns": list(value.columns), "md5": frame_digest(value)}
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if depth >= _DEEPEST:
+        return _class_name(value)
+    if isinstance(value, Mapping | list | tuple | set | frozenset) and len(value) > _LARGEST:
+        return {"class": _class_name(value), "items": len(value), "md5": _digest(repr(value))}
+    if isinstance(value, Mapping):
+        return {
+            str(key): "(left out)" if _SECRET.search(str(key)) and item else _described(item, depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_described(item, depth + 1) for item in value]
+        return sorted(items, key=str) if isinstance(value, set | frozenset) else items
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return {"class": _class_name(value), **_names_of_model(value)}
+
+
+def frame_digest(frame: pd.DataFrame) -> str:
+    """The MD5 of a frame's columns and rows (not of its index)."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for column in frame.columns:
+        digest.update(json.dumps([str(column), [str(value) for value in frame[column]]]).encode())
+    return digest.hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+
+
+def _names_of_model(value: Any) -> dict[str, str]:
+    found = {name: getattr(value, name, None) for name in _MODEL_NAMES}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
+
+
+def _class_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _weights_digest(checkpoint: Checkpoint) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(checkpoint.tokenizer.tokenizer.to_str().encode())
+    digest.update(f"{checkpoint.encoder.config} {checkpoint.encoder.head_kind}".encode())
+    for name, tensor in sorted(checkpoint.encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().numpy()).cast("B"))
+    return digest.hexdigest()

@@ -1,0 +1,128 @@
+"""What makes a frame a run: ids that are there, finite scores, no document twice, and ranks from 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+
+REQUIRED = ("qid", "docno", "score")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a run, and in which of its rows (from 0)."""
+
+    row: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The distinct queries and documents of a run, and which of them each row has.
+
+    Args:
+        qids: Distinct qids in order of appearance.
+        docnos: Distinct docnos in order of appearance.
+        query: Index into ``qids``, shape (rows,).
+        document: Index into ``docnos``, shape (rows,).
+    """
+
+    qids: pd.Index
+    docnos: pd.Index
+    query: Integers
+    document: Integers
+
+    @classmethod
+    def of(cls, run: pd.DataFrame) -> Ids:
+        """The ids of a frame with ``qid`` and ``docno``."""
+        query, qids = pd.factorize(run["qid"])
+        document, docnos = pd.factorize(run["docno"])
+        return cls(pd.Index(qids), pd.Index(docnos), query.astype(np.int64), document.astype(np.int64))
+
+    def repeated(self) -> NDArray[np.bool_]:
+        """Which rows repeat the (qid, docno) of an earlier one, shape (rows,)."""
+        return pd.Series(self.query * max(len(self.docnos), 1) + self.document).duplicated().to_numpy()
+
+
+def first_fault(run: pd.DataFrame, ids: Ids, *, repeated: bool = True) -> Fault | None:
+    """The first thing that keeps a frame with ``qid``, ``docno`` and ``score`` from being a run.
+
+    Args:
+        run: Any frame; ``score`` must be numeric.
+        ids: Its ids.
+        repeated: Whether a document that is twice in a ranking counts.
+    """
+    for name, code, values in (("qid", ids.query, ids.qids), ("docno", ids.document, ids.docnos)):
+        missing = (code < 0) | np.isin(code, np.flatnonzero(values.to_numpy(dtype=object) == ""))
+        if missing.any():
+            return Fault(int(missing.argmax()), f"{name} is missing")
+    scores = run["score"].to_numpy(dtype=np.float64)
+    odd = ~np.isfinite(scores)
+    if odd.any():
+        row = int(odd.argmax())
+        return Fault(row, f"score must be a finite number, got {scores[row]}")
+    if repeated:
+        again = ids.repeated()
+        if again.any():
+            row = int(again.argmax())
+            return Fault(
+                row, f"docno {run['docno'].iloc[row]!r} is twice in the ranking of qid {run['qid'].iloc[row]!r}"
+            )
+    return None
+
+
+def positions(run: pd.DataFrame, ids: Ids) -> Integers:
+    """Ranks from 0 without gaps, shape (rows,): in the order of ``rank`` where there is one, else of the scores.
+
+    Equal ranks are ordered by score, equal scores by docno, descending, as trec_eval orders them.
+    """
+    first = pt.model.FIRST_RANK
+    if "rank" in run.columns:
+        rank = run["rank"].to_numpy(dtype=np.int64)
+        in_order = _positions_if_in_order(rank, ids.query)
+        if in_order is not None:
+            return in_order + first
+        keys = [rank]
+    else:
+        keys = []
+    by_docno = np.empty(len(ids.docnos), dtype=np.int64)
+    by_docno[np.argsort(ids.docnos.astype(str).to_numpy(dtype=object), kind="stable")] = np.arange(len(ids.docnos))
+    score = run["score"].to_numpy(dtype=np.float64)
+    order = np.lexsort([-by_docno[ids.document], -score, *keys, ids.query])
+    ranks = np.empty(len(run), dtype=np.int64)
+    ranks[order] = _count_within(ids.query[order])
+    return ranks + first
+
+
+def order_disagrees(run: pd.DataFrame) -> pd.Index:
+    """The qids in whose rankings a document has a better ``rank`` but a lower ``score`` than another."""
+    by_rank = run.sort_values(["qid", "rank"], kind="stable")
+    query, score = by_rank["qid"].to_numpy(), by_rank["score"].to_numpy(dtype=np.float64)
+    rises = (query[1:] == query[:-1]) & (score[1:] > score[:-1])
+    return pd.Index(query[1:][rises].tolist()).unique()  # type: ignore[no-any-return]
+
+
+def _positions_if_in_order(rank: Integers, query: Integers) -> Integers | None:
+    """The fast way for files as they usually are: query after query, ranks rising by one."""
+    if not len(rank):
+        return rank
+    place = _count_within(query)
+    starts = np.flatnonzero(place == 0)
+    if len(starts) != query.max() + 1:  # a query's rows are apart
+        return None
+    first_ranks = np.repeat(rank[starts], np.diff(np.append(starts, len(rank))))
+    return place if np.array_equal(rank, first_ranks + place) else None
+
+
+def _count_within(query: Integers) -> Integers:
+    """0, 1, 2, ... in every stretch of equal numbers."""
+    rows = np.arange(len(query))
+    new = np.ones(len(query), dtype=bool)
+    new[1:] = query[1:] != query[:-1]
+    return rows - np.maximum.accumulate(np.where(new, rows, 0))

@@ -1,0 +1,321 @@
+"""A teacher's run: any re-ranker over any first stage, in shards, so that days of work survive a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from .download import md5_of
+from .files import check_target, read, writer
+from .identity import describe, frame_digest
+from .ranks import Ids, first_fault, order_disagrees, positions
+from .shards import Shards, differences, write_json
+
+OnFault = Literal["error", "skip"]
+
+_PACKAGES = (
+    "pyterrier-rankdistillm", "python-terrier", "pyterrier-generative", "torch", "transformers", "tokenizers", "vllm",
+    "openai", "ir_datasets", "pandas", "numpy",
+)  # fmt: skip
+_COLUMNS = ["qid", "docno", "score", "rank"]
+
+
+class TeacherError(ValueError):
+    """A teacher (or first stage) that gives no ranking of what it was given; the message names queries."""
+
+
+@dataclass(frozen=True)
+class TeacherRun:
+    """A finished run.
+
+    Args:
+        path: The run file.
+        record: What it was made with; also in ``{path}.json``.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+    def read(self, **options: Any) -> pd.DataFrame:
+        """The run as a frame; options as for ``runs.read``."""
+        return read(self.path, **options)
+
+
+def make_teacher_run(
+    teacher: pt.Transformer,
+    first_stage: pt.Transformer | pd.DataFrame,
+    topics: pd.DataFrame,
+    output: str | os.PathLike[str],
+    *,
+    depth: int = 100,
+    shard_size: int = 32,
+    seed: int = 42,
+    model: str | None = None,
+    revision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    on_fault: OnFault = "error",
+    verbose: bool = True,
+) -> TeacherRun:
+    """Lets a teacher re-rank a first stage, and writes its run.
+
+    The work is done in shards of queries, kept in ``{output}.shards``. Whenever it stops, the same call goes on after
+    the last finished shard, and the file is the same, byte for byte, as without the stop (given a teacher whose ranking
+    follows from its input and the random seeds; those of ``random``, numpy and torch are set for every shard).
+    Afterwards the record ``{output}.json`` lies beside the run and the shards are deleted. A call that finds run and
+    record of the same work returns them.
+
+    Args:
+        teacher: A re-ranker; it gets what the first stage gives, cut to ``depth``.
+        first_stage: Finds the candidates, with text where the teacher reads it (``bm25 >> dataset.text_loader()``);
+            or a run of them as a frame.
+        topics: Columns ``qid`` (strings) and ``query``.
+        output: Run file to write; the suffix says the format, as in ``runs.write``.
+        depth: Documents a query that the teacher gets, at most.
+        shard_size: Queries a shard: what is lost at most, and what the teacher can batch over.
+        seed: Of the random number generators.
+        model: The teacher's model, for the record, where the teacher's own settings do not say it.
+        revision: The model's revision, for the record.
+        settings: Anything else for the record, as JSON values. A change of it, as of any argument but ``verbose``,
+            makes it other work.
+        on_fault: What to do with a query whose ranking lacks, invents or repeats documents, has a score that is no
+            number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
+        verbose: Show a progress bar.
+
+    Returns:
+        The run and its record: ``settings``, ``teacher``, ``first_stage``, ``versions``, numbers of queries and rows,
+        ``without_documents`` (queries that the first stage found nothing for), ``faults`` (by query), ``seconds``,
+        and the run's ``md5``.
+
+    Raises:
+        TeacherError: A faulty ranking; the shards finished so far stay.
+        ShardError: ``{output}.shards`` is of other work.
+        FileExistsError: ``output`` is of other work.
+    """
+    _check(topics, depth, shard_size, on_fault)
+    path = Path(output).expanduser().absolute()
+    if isinstance(first_stage, pd.DataFrame):
+        first_stage = pt.Transformer.from_df(first_stage)
+    work = _as_json({
+        "teacher": describe(teacher), "model": model, "revision": revision, "first_stage": describe(first_stage),
+        "topics": frame_digest(topics[["qid", "query"]]), "depth": depth, "shard_size": shard_size, "seed": seed,
+        "on_fault": on_fault, "settings": dict(settings or {}),
+    })  # fmt: skip
+    folder = path.with_name(f"{path.name}.shards")
+    done = _finished(path, folder, work)
+    if done is not None:
+        return done
+    check_target(path)  # before days of work
+    shards = Shards(folder, topics["qid"].tolist(), size=shard_size, settings=work)
+    by_qid = topics.set_index("qid", drop=False)
+    versions = _versions()
+    bar = pt.tqdm(total=len(topics), unit=" queries", desc="Teacher", disable=not verbose)
+    with bar:
+        pending = shards.pending()
+        bar.update(len(topics) - sum(len(shard.qids) for shard in pending))
+        for shard in pending:
+            started = time.monotonic()
+            _seed(seed + shard.index)
+            asked = by_qid.loc[list(shard.qids)].reset_index(drop=True)
+            run, notes = _rank(teacher, first_stage, asked, depth, on_fault)
+            notes |= {"versions": versions, "seconds": round(time.monotonic() - started, 3)}
+            shards.save(shard, run, notes)
+            bar.update(len(shard.qids))
+    return _finish(path, shards, work)
+
+
+def _rank(
+    teacher: pt.Transformer, first_stage: pt.Transformer, topics: pd.DataFrame, depth: int, on_fault: OnFault
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The teacher's rankings for some topics, in their order, and what is to be noted."""
+    given = _candidates(first_stage.transform(topics), topics, depth)
+    found = _docnos(given)
+    empty = [qid for qid in topics["qid"] if qid not in found]
+    if not found:
+        return pd.DataFrame(columns=_COLUMNS), {"without_documents": empty, "faults": {}}
+    ranked = teacher.transform(given)
+    faults = _faults(found, ranked)
+    if faults and on_fault == "error":
+        shown = "; ".join(f"qid {qid!r}: {', '.join(what)}" for qid, what in list(faults.items())[:3])
+        raise TeacherError(
+            f"make_teacher_run: the teacher's ranking is faulty for {len(faults)} of {len(found)} queries: {shown}. "
+            f"Mend the teacher and call again (finished shards are kept), or leave such queries out with "
+            f"on_fault='skip'."
+        )
+    ranked = ranked[ranked["qid"].isin([qid for qid in found if qid not in faults])].reset_index(drop=True)
+    ranked = ranked.assign(score=ranked["score"].astype(np.float64))
+    ranked["rank"] = positions(ranked, Ids.of(ranked))
+    place = ranked["qid"].map({qid: n for n, qid in enumerate(topics["qid"])})
+    order = np.lexsort([ranked["rank"].to_numpy(), place.to_numpy()])
+    return ranked[_COLUMNS].iloc[order].reset_index(drop=True), {"without_documents": empty, "faults": faults}
+
+
+def _candidates(found: pd.DataFrame, topics: pd.DataFrame, depth: int) -> pd.DataFrame:
+    missing = [column for column in ("qid", "docno", "score") if column not in found.columns]
+    if missing:
+        raise TeacherError(
+            f"make_teacher_run: the first stage gives no column {', '.join(missing)}. Is it a retriever?"
+        )
+    found = found[found["qid"].isin(topics["qid"])].reset_index(drop=True)
+    ids = Ids.of(found)
+    fault = first_fault(found, ids)
+    if fault is not None:
+        raise TeacherError(f"make_teacher_run: the first stage's run is faulty: {fault.what}.")
+    found = found.assign(rank=positions(found, ids))
+    return found[found["rank"] < depth + pt.model.FIRST_RANK].reset_index(drop=True)
+
+
+def _faults(given: Mapping[str, list[str]], ranked: pd.DataFrame) -> dict[str, list[str]]:
+    """What is wrong with a teacher's rankings, by query."""
+    missing = [column for column in ("qid", "docno", "score") if column not in ranked.columns]
+    if missing:
+        raise TeacherError(f"make_teacher_run: the teacher gives no column {', '.join(missing)}. Is it a re-ranker?")
+    if not pd.api.types.is_numeric_dtype(ranked["score"]):
+        raise TeacherError(
+            f"make_teacher_run: the teacher's scores must be numbers, got dtype {ranked['score'].dtype}."
+        )
+    returned = _docnos(ranked)
+    odd_scores = set(ranked["qid"][~np.isfinite(ranked["score"].to_numpy(dtype=np.float64))])
+    contradictory = set(order_disagrees(ranked)) if "rank" in ranked.columns else set()
+    faults: dict[str, list[str]] = {}
+    for qid in dict.fromkeys((*given, *returned)):
+        asked, got = set(given.get(qid, ())), Counter(returned.get(qid, ()))
+        what = [
+            f"{verb} {len(docnos)} of {len(asked)} documents ({_some(docnos)})"
+            for verb, docnos in (
+                ("drops", [docno for docno in given.get(qid, ()) if docno not in got]),
+                ("invents", [docno for docno in got if docno not in asked]),
+                ("repeats", [docno for docno, times in got.items() if times > 1]),
+            )
+            if docnos
+        ]
+        if qid in odd_scores:
+            what.append("has scores that are not finite")
+        elif qid in contradictory:
+            what.append("ranks contradict scores (a better rank with a lower score)")
+        if what:
+            faults[str(qid)] = what
+    return faults
+
+
+def _docnos(run: pd.DataFrame) -> dict[str, list[str]]:
+    return cast(Any, run.groupby("qid", sort=False)["docno"].agg(list).to_dict())  # type: ignore[no-any-return]
+
+
+def _some(docnos: list[str]) -> str:
+    return ", ".join(repr(docno) for docno in docnos[:3]) + (", ..." if len(docnos) > 3 else "")
+
+
+def _finish(path: Path, shards: Shards, work: dict[str, Any]) -> TeacherRun:
+    """Shards to run and record; may be stopped and done again at any point."""
+    notes = shards.notes()
+    rows = 0
+    with writer(path) as append:
+        for run in shards.runs():
+            append(run)
+            rows += len(run)
+    versions: list[dict[str, str]] = []
+    for note in notes:
+        if note["versions"] not in versions:
+            versions.append(note["versions"])
+    record = {
+        **work,
+        "versions": versions,  # more than one, where software was changed between two calls
+        "queries": sum(len(shard.qids) for shard in shards.all),
+        "rows": rows,
+        "without_documents": [qid for note in notes for qid in note["without_documents"]],
+        "faults": {qid: what for note in notes for qid, what in note["faults"].items()},
+        "seconds": round(sum(note["seconds"] for note in notes), 3),
+        "md5": md5_of(path),
+    }
+    write_json(_record_of(path), record)
+    shards.remove()
+    return TeacherRun(path, record)
+
+
+def _finished(path: Path, folder: Path, work: dict[str, Any]) -> TeacherRun | None:
+    """The run, if an earlier call finished it."""
+    record_file = _record_of(path)
+    if not path.exists():
+        return None
+    if not record_file.exists():
+        if (folder / "manifest.json").exists():  # stopped between the two
+            return None
+        raise FileExistsError(f"{path} exists, without {record_file.name}. Choose another output, or remove it.")
+    record = json.loads(record_file.read_text(encoding="utf-8"))
+    changed = differences({key: record.get(key) for key in work}, work)
+    if changed:
+        raise FileExistsError(
+            f"{path} exists and is of other work: {'; '.join(changed)}. Choose another output, or remove it."
+        )
+    if md5_of(path) != record["md5"]:
+        raise FileExistsError(f"{path} was changed after it was written. Choose another output, or remove it.")
+    if folder.exists():  # stopped while it was deleted
+        shutil.rmtree(folder)
+    return TeacherRun(path, record)
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _check(topics: pd.DataFrame, depth: int, shard_size: int, on_fault: str) -> None:
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"make_teacher_run: {what}")
+
+    require(on_fault in ("error", "skip"), f"on_fault must be 'error' or 'skip', got {on_fault!r}.")
+    for name, value in (("depth", depth), ("shard_size", shard_size)):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(whole and value >= 1, f"{name} must be at least 1, got {value!r}.")
+    missing = [column for column in ("qid", "query") if column not in topics.columns]
+    require(not missing, f"topics must have the columns qid and query, got no {', '.join(missing)}.")
+    require(len(topics) > 0, "topics must not be empty.")
+    for column in ("qid", "query"):
+        odd = [value for value in topics[column] if not isinstance(value, str) or not value]
+        require(not odd, f"{column} of all topics must be a string that is not empty, got {odd[:1]}.")
+    again = topics["qid"][topics["qid"].duplicated()].tolist()
+    require(not again, f"each qid must be in the topics once, got {again[:1]} again.")
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (teachers may use numpy's global generator)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    return found | {
+        package: found_version for package in _PACKAGES if (found_version := _version_of(package)) is not None
+    }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(value))
+    except TypeError as error:
+        raise ValueError(f"make_teacher_run: settings must hold JSON values: {error}.") from error
+    return plain

@@ -1,0 +1,244 @@
+"""Queries and texts of any ir_datasets collection, as PyTerrier expects them: in ``query`` and ``text``.
+
+Collections have one field or many (title, narrative, abstract, ...). Which of them make up the text is said by
+ir_datasets itself, in ``default_text()``; Lightning IR reads the same, so models see what they were trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, cast
+
+import pandas as pd
+import pyterrier as pt
+
+from .ranks import Ids
+
+Dataset = str | pt.datasets.Dataset
+
+
+def load_topics(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pd.DataFrame:
+    """The topics of a dataset.
+
+    Args:
+        dataset: An ir_datasets id (``"msmarco-passage/train"``), a PyTerrier dataset or its name with its provider
+            (``"rankdistillm:demo"``).
+        fields: The fields to join with a space; default: what ``default_text()`` of the collection takes.
+
+    Returns:
+        Columns ``qid`` and ``query``. ``frame.attrs`` records ``dataset`` and ``query_fields``, the fields used.
+
+    Raises:
+        KeyError: There is no such dataset.
+        ValueError: It has no topics, or no field of that name.
+    """
+    found = _resolve(dataset)
+    if isinstance(found, pt.datasets.Dataset):
+        if fields is not None:
+            raise ValueError(f"load_topics: fields must be None for {found!r}, which is no ir_datasets collection.")
+        topics = found.get_topics()
+        used: tuple[str, ...] = ("query",)
+        if "query" not in topics.columns:
+            raise ValueError(f"load_topics: {found!r} gives no column 'query', but {list(topics.columns)}.")
+        topics = topics[["qid", "query"]].reset_index(drop=True)
+    else:
+        if not found.has_queries():
+            raise ValueError(f"load_topics: {dataset!r} has no topics. Name a subset that has, such as '.../train'.")
+        reader = _FieldReader(found.queries_cls(), fields, f"load_topics: {dataset!r}")
+        rows = [(query.query_id, reader.text(query)) for query in found.queries_iter()]
+        topics, used = pd.DataFrame(rows, columns=["qid", "query"]), reader.used
+    topics.attrs = {"dataset": _name(dataset), "query_fields": used}
+    return topics
+
+
+def text_loader(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pt.Transformer:
+    """A transformer that adds ``text`` by ``docno``, to be put after a first stage.
+
+    Args:
+        dataset: As in ``load_topics``.
+        fields: As in ``load_topics``. The fields used are ``text_loader(...).fields``.
+
+    Raises:
+        KeyError: There is no such dataset.
+        ValueError: It has no documents, or no field of that name.
+    """
+    found = _resolve(dataset)
+    if isinstance(found, pt.datasets.Dataset):
+        if fields is not None:
+            raise ValueError(f"text_loader: fields must be None for {found!r}, which is no ir_datasets collection.")
+        return cast(Any, found).text_loader()  # type: ignore[no-any-return]
+    return TextLoader(_name(dataset), found, fields)
+
+
+class TextLoader(pt.Transformer):
+    """Adds ``text`` to a frame with ``docno``, from an ir_datasets collection; made by ``text_loader``.
+
+    Each distinct document is fetched once a frame, and rows with the same document share its text in memory.
+
+    Args:
+        dataset: The collection's id.
+        collection: The open collection.
+        fields: The fields to join; None for ``default_text()``.
+    """
+
+    schematic: ClassVar[dict[str, str]] = {"label": "TextLoader"}
+
+    def __init__(self, dataset: str, collection: Any, fields: Sequence[str] | None = None) -> None:
+        if not collection.has_docs():
+            raise ValueError(f"text_loader: {dataset!r} has no documents. Name the collection they are in.")
+        self.dataset = dataset
+        self.collection = collection
+        self._reader = _FieldReader(collection.docs_cls(), fields, f"text_loader: {dataset!r}")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the texts are made of (for ``default_text()`` known once a text was loaded)."""
+        return self._reader.used
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Adds (or replaces) the column ``text``.
+
+        Raises:
+            KeyError: A docno is not in the collection.
+        """
+        pt.validate.columns(inp, includes=["docno"], context=self)
+        docnos = inp["docno"].tolist()
+        wanted = dict.fromkeys(docnos)
+        found = self.collection.docs_store().get_many_iter(list(wanted)) if wanted else ()
+        texts = {doc.doc_id: self._reader.text(doc) for doc in found}
+        return _with_strings(inp, "text", docnos, texts, f"{self.dataset} has no document")
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
+        """Lets ``loader % k`` cut before it loads."""
+        return pt.RankCutoff(k) >> self
+
+    def __repr__(self) -> str:
+        return f"TextLoader({self.dataset!r})"
+
+
+def documents(dataset: Dataset, *, fields: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
+    """All documents, to be indexed: records with ``docno`` and ``text``, as ``text_loader`` would give them."""
+    found = _resolve(dataset)
+    if isinstance(found, pt.datasets.Dataset):
+        yield from ({"docno": r["docno"], "text": r["text"]} for r in found.get_corpus_iter(verbose=False))
+        return
+    reader = TextLoader(_name(dataset), found, fields)._reader
+    for doc in found.docs_iter():
+        yield {"docno": doc.doc_id, "text": reader.text(doc)}
+
+
+def add_queries(run: pd.DataFrame, topics: pd.DataFrame | Dataset) -> pd.DataFrame:
+    """Adds (or replaces) the column ``query``.
+
+    Args:
+        run: A frame with ``qid``.
+        topics: A frame with ``qid`` and ``query``, or a dataset, as in ``load_topics``.
+
+    Raises:
+        KeyError: A qid has no query.
+    """
+    frame = topics if isinstance(topics, pd.DataFrame) else load_topics(topics)
+    queries = dict(zip(frame["qid"].astype(str), frame["query"], strict=True))
+    return _with_strings(run, "query", run["qid"].tolist(), queries, "the topics have no qid")
+
+
+def add_text(run: pd.DataFrame, text: pt.Transformer | Dataset) -> pd.DataFrame:
+    """Adds (or replaces) the column ``text``.
+
+    Args:
+        run: A frame with ``qid`` and ``docno``.
+        text: Any text loader (``dataset.text_loader()``, ``pt.text.get_text(index)``), or a dataset.
+
+    Raises:
+        KeyError: A docno is not in the collection.
+        ValueError: The loader gives no text, or not for every document.
+    """
+    loader = text if isinstance(text, pt.Transformer) else text_loader(text)
+    # Asked for each document once: loaders keep a copy a row.
+    ids = Ids.of(run)
+    asked = pd.DataFrame({"qid": "", "docno": ids.docnos})
+    loaded = loader.transform(asked)
+    if "text" not in loaded.columns:
+        raise ValueError(f"add_text: {loader!r} gives no column 'text', but {list(loaded.columns)}. Ask it for 'text'.")
+    texts = dict(zip(loaded["docno"], loaded["text"], strict=True))
+    return _with_strings(run, "text", run["docno"].tolist(), texts, f"{loader!r} has no text for")
+
+
+def _with_strings(
+    inp: pd.DataFrame, column: str, keys: list[str], values: dict[str, str], complaint: str
+) -> pd.DataFrame:
+    missing = dict.fromkeys(key for key in keys if not isinstance(values.get(key), str))
+    if missing:
+        raise KeyError(
+            f"{complaint} {next(iter(missing))!r}; {len(missing)} are missing. Is it the right collection or split?"
+        )
+    # Objects, not pandas' strings: rows with the same text then share it.
+    return inp.assign(**{column: pd.Series([values[key] for key in keys], index=inp.index, dtype=object)})
+
+
+def _resolve(dataset: Dataset) -> Any:
+    """An ir_datasets collection where there is one behind the name or the object, else a PyTerrier dataset."""
+    if isinstance(dataset, str):
+        provider, separator, name = dataset.rpartition(":")
+        if not separator or provider == "irds":
+            import ir_datasets
+
+            try:
+                return ir_datasets.load(name)
+            except KeyError:
+                raise KeyError(
+                    f"There is no ir_datasets collection {name!r}: see https://ir-datasets.com, or "
+                    f"ir_datasets.registry.register your own."
+                ) from None
+        dataset = pt.get_dataset(dataset)
+    return cast(Any, dataset).irds_ref() if hasattr(dataset, "irds_ref") else dataset
+
+
+def _name(dataset: Dataset) -> str:
+    return dataset.removeprefix("irds:") if isinstance(dataset, str) else repr(dataset)
+
+
+class _FieldReader:
+    """Makes one text of a record, and notes the fields that it took."""
+
+    def __init__(self, record_type: type, fields: Sequence[str] | None, context: str) -> None:
+        names = [name for name in cast(Any, record_type)._fields if name not in ("doc_id", "query_id")]
+        self._default = getattr(record_type, "default_text", None)
+        if fields is None and self._default is None:
+            if len(names) != 1:
+                raise ValueError(f"{context} does not say which of its fields to read. Give fields, of {names}.")
+            fields = names
+        unknown = [name for name in fields or () if name not in names]
+        if unknown or (fields is not None and not fields) or isinstance(fields, str):
+            raise ValueError(f"{context}: fields must be a list of some of {names}, got {fields!r}.")
+        self._fields = fields
+        self.used: tuple[str, ...] = tuple(fields or ())
+
+    def text(self, record: Any) -> str:
+        if self._fields is not None:
+            return " ".join(str(getattr(record, name)) for name in self._fields)
+        if not self.used:
+            self.used = _fields_asked(cast(Any, self._default), record)
+        return str(record.default_text())
+
+
+def _fields_asked(default_text: Any, record: Any) -> tuple[str, ...]:
+    witness = _Witness(record)
+    try:
+        default_text(witness)
+    except TypeError:  # it does more with its record than to ask for fields
+        return ("default_text()",)
+    return tuple(witness.__dict__["asked"])
+
+
+class _Witness:
+    """A record that notes which fields it is asked for."""
+
+    def __init__(self, record: Any) -> None:
+        self.__dict__.update(record=record, asked={})
+
+    def __getattr__(self, name: str) -> Any:
+        record = self.__dict__["record"]
+        if name in record._fields:
+            self.__dict__["asked"][name] = True
+        return getattr(record, name)
