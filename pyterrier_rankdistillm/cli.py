@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     rerank.add_argument("--depth", type=int, default=100, help="documents a query (default: %(default)s)")
     rerank.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
     rerank.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: %(default)s)")
-    rerank.add_argument("--batch-tokens", type=int, help="tokens encoded together (default: 2048 on the CPU, 32768)")
+    rerank.add_argument("--batch-tokens", type=int, help="tokens encoded together (default: 768 on the CPU, 32768)")
     rerank.add_argument("--query-length", type=int, help="tokens read of a query (default: the checkpoint's)")
     rerank.add_argument("--doc-length", type=int, help="tokens read of a text (default: the checkpoint's)")
     rerank.set_defaults(action=_rerank)

@@ -51,7 +51,7 @@ class MonoElectraReRanker(pt.Transformer):
             used only if it is named.
         dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast: faster on a GPU, with other scores (in
             the second or third digit).
-        batch_tokens: Tokens that are encoded together, padding included; default: 2,048 on the CPU, 32,768 elsewhere.
+        batch_tokens: Tokens that are encoded together, padding included; default: 768 on the CPU, 32,768 elsewhere.
             Scores do not depend on it. When memory runs out, it is halved and the batch is tried again.
         query_length: Tokens that are read of a query; default: the checkpoint's (32 for the published ones).
         doc_length: Tokens that are read of a text; default: the checkpoint's (256 for the published ones). Longer

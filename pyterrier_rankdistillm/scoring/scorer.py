@@ -19,9 +19,10 @@ from .tokenizer import Pair, Tokens
 
 DType = Literal["float32", "bfloat16", "float16"]
 
-# Measured on two CPU cores: beyond some 2,000 tokens a batch falls out of the cache and gets slower. An accelerator
-# needs far more to be busy; there the budget bounds memory (about 1 GB of activations for a base-size encoder).
-_DEFAULT_BATCH_TOKENS = {"cpu": 2_048}
+# Measured on two CPU cores (benchmarks/README.md): larger batches fall out of the cache, smaller ones starve the matrix
+# product. An accelerator needs far more to be busy; 32,768 was not timed on one, it bounds memory to about 1 GB of
+# activations for a base-size encoder by arithmetic.
+_DEFAULT_BATCH_TOKENS = {"cpu": 768}
 _ACCELERATOR_BATCH_TOKENS = 32_768
 
 _WINDOW = 16_384
@@ -56,7 +57,7 @@ class Scorer:
         device: Torch device; default: CUDA where there is one, else the CPU. Apple's MPS only if named.
         dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``: faster on a GPU, other scores (in the
             second decimal).
-        batch_tokens: Tokens of a batch, padding included; default: 2,048 on the CPU, 32,768 elsewhere.
+        batch_tokens: Tokens of a batch, padding included; default: 768 on the CPU, 32,768 elsewhere.
 
     Raises:
         ValueError: A device that torch does not know or that is not there.
