@@ -43,7 +43,7 @@ class ScoreCache(pt.Transformer):
         TypeError: Not a ``MonoElectraReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
     """
 
-    schematic: ClassVar[dict[str, str]] = {"label": "ScoreCache"}
+    schematic: ClassVar[dict[str, str | None]] = {"label": "ScoreCache", "help_url": None}
 
     def __init__(self, reranker: MonoElectraReRanker, folder: str | os.PathLike[str]) -> None:
         from ..reranker import MonoElectraReRanker

@@ -27,7 +27,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ._atomic import replacing
-from .ranks import REQUIRED, Ids, first_fault, positions
+from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
 
 Format = Literal["trec", "parquet", "jsonl"]
 Source = str | os.PathLike[str] | IO[bytes] | IO[str]
@@ -531,9 +531,7 @@ class _Encoded:
 
 def _to_write(run: pd.DataFrame, chosen: Format) -> tuple[pd.DataFrame, list[str]]:
     """The frame with string ids, float64 scores and ranks from 1, and its qids; everything checked."""
-    missing = [column for column in REQUIRED if column not in run.columns]
-    if missing:
-        raise ValueError(f"write: a run has the columns {', '.join(REQUIRED)}, got no {', '.join(missing)}.")
+    check_columns(run, "write")
     if not pd.api.types.is_numeric_dtype(run["score"]):
         raise ValueError(f"write: score must hold numbers, got dtype {run['score'].dtype}.")
     run = run.reset_index(drop=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .ranks import REQUIRED, Ids, positions
+from .ranks import Ids, check_columns, positions
 
 
 def subsample(
@@ -84,7 +84,7 @@ def merge(runs: Iterable[pd.DataFrame], *, overlap: Literal["error", "first"] = 
     kept: list[pd.DataFrame] = []
     seen: set[str] = set()
     for run in runs:
-        _check_columns(run, "merge")
+        check_columns(run, "merge")
         if kept and set(run.columns) != set(kept[0].columns):
             raise ValueError(
                 f"merge: the runs must have the same columns, got {list(kept[0].columns)} and {list(run.columns)}. "
@@ -121,15 +121,9 @@ def deduplicate(run: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_ranks(run: pd.DataFrame, context: str) -> pd.DataFrame:
-    _check_columns(run, context)
+    check_columns(run, context)
     run = run.reset_index(drop=True)
     return run.assign(rank=positions(run, Ids.of(run)))
-
-
-def _check_columns(run: pd.DataFrame, context: str) -> None:
-    missing = [column for column in REQUIRED if column not in run.columns]
-    if missing:
-        raise ValueError(f"{context}: a run has the columns {', '.join(REQUIRED)}, got no {', '.join(missing)}.")
 
 
 def _draw(seed: int, qid: str) -> bytes:

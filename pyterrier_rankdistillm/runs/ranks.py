@@ -50,6 +50,13 @@ class Ids:
         return pd.Series(self.query * max(len(self.docnos), 1) + self.document).duplicated().to_numpy()
 
 
+def check_columns(run: pd.DataFrame, context: str) -> None:
+    """Raises a ValueError, which begins with ``context``, where a frame lacks a column that every run has."""
+    missing = [column for column in REQUIRED if column not in run.columns]
+    if missing:
+        raise ValueError(f"{context}: a run has the columns {', '.join(REQUIRED)}, got no {', '.join(missing)}.")
+
+
 def first_fault(run: pd.DataFrame, ids: Ids, *, repeated: bool = True) -> Fault | None:
     """The first thing that keeps a frame with ``qid``, ``docno`` and ``score`` from being a run.
 

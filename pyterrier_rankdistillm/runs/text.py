@@ -34,8 +34,7 @@ def load_topics(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pd.
     """
     found = _resolve(dataset)
     if isinstance(found, pt.datasets.Dataset):
-        if fields is not None:
-            raise ValueError(f"load_topics: fields must be None for {found!r}, which is no ir_datasets collection.")
+        _refuse_fields(fields, found, "load_topics")
         topics = found.get_topics()
         used: tuple[str, ...] = ("query",)
         if "query" not in topics.columns:
@@ -64,8 +63,7 @@ def text_loader(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pt.
     """
     found = _resolve(dataset)
     if isinstance(found, pt.datasets.Dataset):
-        if fields is not None:
-            raise ValueError(f"text_loader: fields must be None for {found!r}, which is no ir_datasets collection.")
+        _refuse_fields(fields, found, "text_loader")
         return cast(Any, found).text_loader()  # type: ignore[no-any-return]
     return TextLoader(_name(dataset), found, fields)
 
@@ -81,7 +79,7 @@ class TextLoader(pt.Transformer):
         fields: The fields to join; None for ``default_text()``.
     """
 
-    schematic: ClassVar[dict[str, str]] = {"label": "TextLoader"}
+    schematic: ClassVar[dict[str, str | None]] = {"label": "TextLoader", "help_url": None}
 
     def __init__(self, dataset: str, collection: Any, fields: Sequence[str] | None = None) -> None:
         if not collection.has_docs():
@@ -120,6 +118,7 @@ def documents(dataset: Dataset, *, fields: Sequence[str] | None = None) -> Itera
     """All documents, to be indexed: records with ``docno`` and ``text``, as ``text_loader`` would give them."""
     found = _resolve(dataset)
     if isinstance(found, pt.datasets.Dataset):
+        _refuse_fields(fields, found, "documents")
         yield from ({"docno": r["docno"], "text": r["text"]} for r in found.get_corpus_iter(verbose=False))
         return
     reader = TextLoader(_name(dataset), found, fields)._reader
@@ -192,6 +191,11 @@ def _resolve(dataset: Dataset) -> Any:
                 ) from None
         dataset = pt.get_dataset(dataset)
     return cast(Any, dataset).irds_ref() if hasattr(dataset, "irds_ref") else dataset
+
+
+def _refuse_fields(fields: Sequence[str] | None, found: pt.datasets.Dataset, context: str) -> None:
+    if fields is not None:
+        raise ValueError(f"{context}: fields must be None for {found!r}, which is no ir_datasets collection.")
 
 
 def _name(dataset: Dataset) -> str:

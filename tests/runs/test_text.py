@@ -145,6 +145,8 @@ def test_missing_documents_and_queries_are_named() -> None:
         (lambda: runs.text_loader("test-papers", fields=[]), ValueError, r"fields must be .*, got \[\]"),
         (lambda: runs.load_topics("test-papers", fields="title"), ValueError, "fields must be .*, got 'title'"),
         (lambda: runs.load_topics("rankdistillm:demo", fields=["x"]), ValueError, "fields must be None"),
+        (lambda: runs.text_loader("rankdistillm:demo", fields=["x"]), ValueError, "text_loader: fields must be None"),
+        (lambda: list(runs.documents("rankdistillm:demo", fields=["x"])), ValueError, "documents: fields must be None"),
     ],
 )
 def test_what_cannot_be_loaded(call: Any, error: type[Exception], what: str) -> None:
@@ -172,3 +174,8 @@ def test_any_dataset_and_any_loader_will_do() -> None:
         runs.add_text(run, pt.apply.generic(lambda frame: frame))
     with pytest.raises(KeyError, match="has no text for"):
         runs.add_text(run, pt.apply.generic(lambda frame: frame.assign(text=None)))
+
+
+def test_drawing_needs_no_network() -> None:
+    for transformer in (runs.TextLoader, runs.ScoreCache):
+        assert "help_url" in transformer.schematic  # else PyTerrier looks one up on the net
