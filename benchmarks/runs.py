@@ -2,6 +2,7 @@
 
     python benchmarks/runs.py bm25.run.gz              # a run of yours
     python benchmarks/runs.py --rows 10000000          # a synthetic one, 100 documents a query
+    python benchmarks/runs.py --rankings               # runs larger than memory: does memory grow with the rows?
 
 Each line is measured in a process of its own. Peak memory is that of the whole process, libraries included (the line
 "nothing" is what they take). On a busy machine compare processor time (all threads), not the clock's.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import pyterrier as pt
 from pyterrier_rankdistillm import runs
 
 DEPTH = 100
+RANKINGS = 10_000
 
 
 def main() -> None:
@@ -33,10 +36,14 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="a TREC run; default: a synthetic one")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--formats", nargs="+", default=["run", "run.gz", "parquet", "jsonl"])
+    parser.add_argument("--rankings", action="store_true", help="measure Rankings with a tenth of the rows and all")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
         print(json.dumps(step(*args.step)))
+        return
+    if args.rankings:
+        rankings([args.rows // 10, args.rows], [f for f in args.formats if f in ("run", "run.gz", "parquet", "jsonl")])
         return
     with tempfile.TemporaryDirectory() as folder:
         source = args.run or Path(folder) / "synthetic.run"
@@ -60,6 +67,30 @@ def main() -> None:
             )
 
 
+def rankings(sizes: list[int], formats: list[str]) -> None:
+    """Makes the mapped form of synthetic runs in one process, and reads random rankings from it in another.
+
+    Anonymous memory is what the process must hold; pages of the mapped file are the system's to drop.
+    """
+    columns = f"{'MB':>8}{'seconds':>9}{'cpu':>9}{'peak MB':>9}{'anonymous MB':>14}{'mapped MB':>11}"
+    print(f"{'':24}{'file':>9}{'rows':>12}{columns}")
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            first = Path(folder) / "synthetic.run"
+            measured("synthetic", str(rows), first)
+            for suffix in formats:
+                source = Path(folder) / f"copy.{suffix}"
+                measured("runs.write", first, source)
+                for name in ("nothing", "Rankings.from_file", f"{RANKINGS:,} rankings"):
+                    done = measured(name, source, "-")
+                    file = source if name != f"{RANKINGS:,} rankings" else source.with_name(f"{source.name}.rankings")
+                    print(
+                        f"{name:24}{suffix:>9}{rows:12,}{file.stat().st_size / 1e6:8.1f}{done['seconds']:9.2f}"
+                        f"{done['cpu']:9.2f}{done['peak']:9.0f}{done['anonymous']:14.0f}{done['mapped']:11.0f}",
+                        flush=True,
+                    )
+
+
 def measured(name: str, source: Path | str, target: Path | str) -> dict[str, float]:
     """What ``step`` gives, from a process of its own."""
     command = [sys.executable, __file__, "--step", name, str(source), str(target)]
@@ -81,9 +112,24 @@ def step(name: str, source: str, target: str) -> dict[str, float]:
         runs.write(run, target)
     elif name == "pt.io.write_results":
         pt.io.write_results(run, target)
+    elif name == "Rankings.from_file":
+        kept = runs.Rankings.from_file(source)
+    elif name == f"{RANKINGS:,} rankings":
+        kept = runs.Rankings.from_file(source)
+        draw = random.Random(0)
+        for _ in range(RANKINGS):
+            kept[draw.randrange(len(kept))]
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
-    return {"seconds": seconds, "cpu": cpu, "peak": peak, "rows": len(run)}
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "rows": len(run), **resident()}
+
+
+def resident() -> dict[str, float]:
+    """MB in memory now: ``anonymous``, and ``mapped`` from files (on Linux, else nothing is known)."""
+    status = Path("/proc/self/status")
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+    kinds = {"anonymous": "RssAnon", "mapped": "RssFile"}
+    return {name: int(lines[key].split()[0]) / 1024 if key in lines else float("nan") for name, key in kinds.items()}
 
 
 def synthetic(rows: int) -> pd.DataFrame:

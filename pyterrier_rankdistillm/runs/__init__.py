@@ -1,13 +1,16 @@
 """Rankings on disk and on the net: run files, published runs, teachers' runs, score caches."""
 
 from .cache import ScoreCache
-from .files import RunFileError, check_target, dataset_of, read, write, writer
+from .files import RunFileError, check_target, dataset_of, read, read_parts, write, writer
 from .frames import deduplicate, merge, subsample
 from .published import fetch, preflight, register, verify
+from .rankings import Ranking, Rankings
 from .teacher import TeacherError, TeacherRun, make_teacher_run
-from .text import TextLoader, add_queries, add_text, documents, load_topics, text_loader
+from .text import TextLoader, add_queries, add_text, documents, load_qrels, load_topics, text_loader
 
 __all__ = [
+    "Ranking",
+    "Rankings",
     "RunFileError",
     "ScoreCache",
     "TeacherError",
@@ -20,11 +23,13 @@ __all__ = [
     "deduplicate",
     "documents",
     "fetch",
+    "load_qrels",
     "load_topics",
     "make_teacher_run",
     "merge",
     "preflight",
     "read",
+    "read_parts",
     "register",
     "subsample",
     "text_loader",

@@ -42,8 +42,11 @@ _SUFFIXES: dict[str, Format] = {
 }
 _FIELDS = ("qid", "Q0", "docno", "rank", "score", "tag")
 _ALIASES = {"query_id": "qid", "doc_id": "docno", "docid": "docno"}  # as ir_datasets and Lightning IR name them
-_ROWS = 500_000  # rows that are parsed or written together
+_ROWS = 500_000  # rows that are written together
+_BLOCK = 8 << 20  # bytes of a text file that are parsed together
+_BATCH = 100_000  # rows of a Parquet file that are parsed together
 _BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
+_NO_ROWS = "{} has no rows. Check that it was copied or written completely."
 
 
 class RunFileError(ValueError):
@@ -83,17 +86,12 @@ def read(
     if duplicates not in ("error", "drop"):
         raise ValueError(f"read: duplicates must be 'error' or 'drop', got {duplicates!r}.")
     with _opened(source) as (stream, name):
-        run, line = _parse(stream, name)
-        if run.empty:
-            raise RunFileError(f"{name} has no rows. Check that it was copied or written completely.")
-        ids = Ids.of(run)
-        fault = first_fault(run, ids, repeated=duplicates == "error")
-        if fault is not None:
-            hint = " Read it with duplicates='drop' to keep the better-ranked one." if "twice" in fault.what else ""
-            raise RunFileError(f"{name}, {line(fault.row)}: {fault.what}.{hint}")
-    # Equal ids share one string: a column costs a pointer a row, not a string a row.
-    run = run.assign(qid=ids.qids.take(ids.query), docno=ids.docnos.take(ids.document), rank=positions(run, ids))
-    run = run[[*REQUIRED, "rank", *(c for c in run.columns if c not in (*REQUIRED, "rank"))]]
+        pieces, where = _parse(stream, name)
+        first = next(pieces, None)
+        if first is None:
+            raise RunFileError(_NO_ROWS.format(name))
+        run = pd.concat(itertools.chain([first], pieces), ignore_index=True)
+        run = _checked(run, where, repeated=duplicates == "error")
     if duplicates == "drop":
         from .frames import deduplicate
 
@@ -103,6 +101,39 @@ def read(
 
         run = add_text(add_queries(run, dataset), dataset)
     return run
+
+
+def read_parts(source: Source) -> Iterator[pd.DataFrame]:
+    """Reads a run that is larger than memory: as ``read``, in frames of whole rankings, some 100,000 rows each.
+
+    In memory are a few blocks of the file and the qids so far (and all of a Parquet file in gz).
+
+    Args:
+        source: As for ``read``. The rows of a query must lie together.
+
+    Yields:
+        Frames as ``read`` gives them: joined, they are the frame that ``read`` gives.
+
+    Raises:
+        RunFileError: As ``read``, when the place is reached; also where a query comes again after other queries.
+        ImportError: A Parquet file, without pyarrow.
+    """
+    seen: set[str] = set()
+    before = 0  # rows of the file that were given already
+    with _opened(source) as (stream, name):
+        pieces, where = _parse(stream, name)
+        for part in _whole_rankings(pieces):
+            run = _checked(part, where, before=before)
+            row = _comes_again(run["qid"], seen)
+            if row is not None:
+                raise RunFileError(
+                    f"{where(before + row)}: qid {run['qid'].iloc[row]!r} comes again after other queries. Sort the "
+                    f"file by qid, so that the rows of a query lie together."
+                )
+            yield run
+            before += len(run)
+        if not before:
+            raise RunFileError(_NO_ROWS.format(name))
 
 
 def write(
@@ -247,48 +278,111 @@ class _FromHere(io.RawIOBase):
         return self._stream.tell() - self._start
 
 
-def _parse(stream: Any, name: str) -> tuple[pd.DataFrame, Callable[[int], str]]:
-    """The frame, not yet checked for what rows have in common, and what to call a row of it in messages."""
+def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[int], str]]:
+    """The rows in pieces, not yet checked for what rows have in common, and what to call a row in messages."""
     start = bytearray(4)
     stream.readinto(start)
     stream.seek(0)
     if start == b"PAR1":
-        return _read_parquet(stream, name), lambda row: f"row {row + 1}"
+        return _parquet_pieces(stream, name), lambda row: f"{name}, row {row + 1}"
     head = next(_lines(stream, name), (0, ""))[1]
+    parse, fault = (_records, _record_fault) if head.startswith("{") else (_trec, _trec_fault)
+    return _text_pieces(stream, name, parse, fault), lambda row: f"{name}, line {_line_of(stream, row)}"
+
+
+def _text_pieces(
+    stream: IO[bytes], name: str, parse: Callable[[bytes], pd.DataFrame], fault: Callable[[str], str | None]
+) -> Iterator[pd.DataFrame]:
+    """The frames that a fast parser makes of blocks; where it stumbles, a slow one looks for the line."""
+    ranked = None
+    try:
+        for block in _blocks(stream):
+            piece = parse(block)
+            if ranked not in (None, "rank" in piece.columns):
+                raise ValueError("rank is there for some rows and missing for others")
+            ranked = "rank" in piece.columns
+            yield piece
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, *_BROKEN_GZ) as error:
+        for number, line in _lines(stream, name):
+            what = fault(line)
+            if what:
+                raise RunFileError(f"{name}, line {number}: {what}.") from error
+        raise RunFileError(f"{name} is no run: {error}.") from error
+
+
+def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    """The stream from its start in blocks of whole lines, none of them blank."""
     stream.seek(0)
-    run = _read_jsonl(stream, name) if head.startswith("{") else _read_trec(stream, name, head)
-    return run, lambda row: f"line {_line_of(stream, row)}"
+    rest = b""
+    while data := stream.read(_BLOCK):
+        end = data.rfind(b"\n") + 1
+        block, rest = (rest + data[:end], data[end:]) if end else (b"", rest + data)
+        if block and not block.isspace():
+            yield block
+    if rest and not rest.isspace():
+        yield rest
 
 
-def _read_trec(stream: IO[bytes], name: str, head: str) -> pd.DataFrame:
-    run = _read_plain_trec(stream, "\t" if "\t" in head else " ")
+def _checked(run: pd.DataFrame, where: Callable[[int], str], *, before: int = 0, repeated: bool = True) -> pd.DataFrame:
+    """Parsed rows, of which ``before`` rows of the file come first, as ``read`` gives them."""
+    ids = Ids.of(run)
+    fault = first_fault(run, ids, repeated=repeated)
+    if fault is not None:
+        hint = " runs.read(..., duplicates='drop') keeps the better-ranked one." if "twice" in fault.what else ""
+        raise RunFileError(f"{where(before + fault.row)}: {fault.what}.{hint}")
+    # Equal ids share one string: a column costs a pointer a row, not a string a row.
+    run = run.assign(qid=ids.qids.take(ids.query), docno=ids.docnos.take(ids.document), rank=positions(run, ids))
+    columns = [*REQUIRED, "rank", *(c for c in run.columns if c not in (*REQUIRED, "rank"))]
+    return run[columns]
+
+
+def _whole_rankings(pieces: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The same rows in frames that end where a ranking ends."""
+    rest = pd.DataFrame()
+    for piece in pieces:
+        rows = piece if rest.empty else pd.concat([rest, piece], ignore_index=True)
+        others = np.flatnonzero(rows["qid"] != rows["qid"].iloc[-1])
+        end = int(others[-1]) + 1 if len(others) else 0
+        rest = rows.iloc[end:].reset_index(drop=True)
+        if end:
+            yield rows.iloc[:end]
+    if not rest.empty:
+        yield rest
+
+
+def _comes_again(qid: pd.Series, seen: set[str]) -> int | None:
+    """The first row in which a query that was seen begins anew; the others are added to ``seen``."""
+    starts = np.flatnonzero(qid != qid.shift())
+    for start, value in zip(starts, qid.iloc[starts], strict=True):
+        if value in seen:
+            return int(start)
+        seen.add(value)
+    return None
+
+
+def _trec(block: bytes) -> pd.DataFrame:
+    head = block.lstrip().partition(b"\n")[0]
+    run = _plain_trec(block, "\t" if b"\t" in head else " ")
     if run is not None:
         return run
-    stream.seek(0)
     # One column more than a line has, so that the parser, which fills up short lines, does not cut long ones silently.
     names = [*_FIELDS, "more"]
     kinds = {**dict.fromkeys(names, str), "rank": np.int64, "score": np.float64}
     # pandas before 3 reads numbers to the last digit only when asked, pandas 3 warns when asked.
     exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-    pieces = []
-    try:
-        if len(head.split()) > len(_FIELDS):  # the parser would allow as many everywhere
-            raise ValueError("too many fields")
-        with pd.read_csv(
-            cast(Any, stream), sep=r"\s+", header=None, names=names, index_col=False, dtype=cast(Any, kinds),
-            quoting=csv.QUOTE_NONE, na_filter=False, encoding="utf-8", chunksize=_ROWS, **exact,
-        ) as chunks:  # fmt: skip
-            for chunk in chunks:
-                if "" in chunk["tag"].unique() or set(chunk["more"].unique()) - {""}:
-                    raise ValueError("a line has too few or too many fields")
-                pieces.append(chunk[["qid", "docno", "score", "rank"]])
-    except (ValueError, OverflowError, *_BROKEN_GZ) as error:
-        raise RunFileError(_trec_fault(stream, name) or f"{name} is no TREC run: {error}.") from error
-    return pd.concat(pieces, ignore_index=True)
+    if len(head.split()) > len(_FIELDS):  # the parser would allow as many everywhere
+        raise ValueError("too many fields")
+    parsed: pd.DataFrame = pd.read_csv(
+        io.BytesIO(block), sep=r"\s+", header=None, names=names, index_col=False, dtype=cast(Any, kinds),
+        quoting=csv.QUOTE_NONE, na_filter=False, encoding="utf-8", **exact,
+    )  # fmt: skip
+    if "" in parsed["tag"].unique() or set(parsed["more"].unique()) - {""}:
+        raise ValueError("a line has too few or too many fields")
+    return parsed[["qid", "docno", "score", "rank"]]
 
 
-def _read_plain_trec(stream: IO[bytes], separator: str) -> pd.DataFrame | None:
-    """The fastest parser, pyarrow's, where it is installed, for good files with one separator between fields.
+def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
+    """The fastest parser, pyarrow's, where it is installed, for good lines with one separator between fields.
 
     Whatever it does not take is None, and left to the other parser, to read or to explain.
     """
@@ -299,12 +393,12 @@ def _read_plain_trec(stream: IO[bytes], separator: str) -> pd.DataFrame | None:
     kinds = {"qid": word, "Q0": few, "docno": word, "rank": pa.int64(), "score": pa.float64(), "tag": few}
     try:
         table = csv_reader.read_csv(
-            pa.PythonFile(stream, mode="r"),
-            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=8 << 20),
+            pa.BufferReader(block),
+            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=_BLOCK),
             parse_options=csv_reader.ParseOptions(delimiter=separator, quote_char=False),
             convert_options=csv_reader.ConvertOptions(column_types=kinds, null_values=[]),
         )
-    except (pa.ArrowException, UnicodeDecodeError, *_BROKEN_GZ):
+    except (pa.ArrowException, UnicodeDecodeError):
         return None
     for name in ("qid", "Q0", "docno", "tag"):
         for piece in table[name].chunks:
@@ -316,19 +410,14 @@ def _read_plain_trec(stream: IO[bytes], separator: str) -> pd.DataFrame | None:
     return cast(pd.DataFrame, table.select(["qid", "docno", "score", "rank"]).to_pandas())
 
 
-def _trec_fault(stream: IO[bytes], name: str) -> str | None:
-    """Finds the line that the fast parser stumbled over."""
-    for number, line in _lines(stream, name):
-        fields = [field for field in line.replace("\t", " ").split(" ") if field]
-        what = None
-        if len(fields) != len(_FIELDS):
-            what = f"{len(fields)} fields, a TREC run has {len(_FIELDS)} ({' '.join(_FIELDS)})"
-        elif not _is_number(fields[3], whole=True):
-            what = f"rank must be a whole number, got {fields[3]!r}"
-        elif not _is_number(fields[4]):
-            what = f"score must be a finite number, got {fields[4]!r}"
-        if what:
-            return f"{name}, line {number}: {what}."
+def _trec_fault(line: str) -> str | None:
+    fields = [field for field in line.replace("\t", " ").split(" ") if field]
+    if len(fields) != len(_FIELDS):
+        return f"{len(fields)} fields, a TREC run has {len(_FIELDS)} ({' '.join(_FIELDS)})"
+    if not _is_number(fields[3], whole=True):
+        return f"rank must be a whole number, got {fields[3]!r}"
+    if not _is_number(fields[4]):
+        return f"score must be a finite number, got {fields[4]!r}"
     return None
 
 
@@ -368,22 +457,11 @@ def _line_of(stream: IO[bytes], row: int) -> int:
     return next(number for place, (number, _) in enumerate(_lines(stream, "")) if place == row)
 
 
-def _read_jsonl(stream: IO[bytes], name: str) -> pd.DataFrame:
-    text = io.TextIOWrapper(io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig")
-    pieces = []
-    try:
-        while lines := list(itertools.islice(text, _ROWS // 10)):
-            pieces.append(_records([json.loads(line) for line in lines if not line.isspace()]))
-    except (ValueError, TypeError, AttributeError, *_BROKEN_GZ) as error:
-        raise RunFileError(_jsonl_fault(stream, name) or f"{name} is no run: {error}.") from error
-    finally:
-        text.detach().detach()
-    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
-
-
-def _records(records: list[dict[str, Any]]) -> pd.DataFrame:
+def _records(block: bytes) -> pd.DataFrame:
     """A frame with the right names and types, or an error that does not say much."""
-    frame = pd.DataFrame.from_records(records).rename(columns=_ALIASES)
+    lines = block.decode("utf-8-sig").split("\n")
+    frame = pd.DataFrame.from_records([json.loads(line) for line in lines if line and not line.isspace()])
+    frame = frame.rename(columns=_ALIASES)
     for key in ("qid", "docno"):
         if pd.api.types.infer_dtype(frame[key], skipna=False) == "integer":
             frame[key] = [str(value) for value in frame[key]]
@@ -395,15 +473,6 @@ def _records(records: list[dict[str, Any]]) -> pd.DataFrame:
     if frame["score"].isna().any():
         raise ValueError("score is missing")
     return frame.astype({"score": np.float64})
-
-
-def _jsonl_fault(stream: IO[bytes], name: str) -> str | None:
-    """Finds the line that the fast parser stumbled over."""
-    for number, line in _lines(stream, name):
-        what = _record_fault(line)
-        if what:
-            return f"{name}, line {number}: {what}."
-    return None
 
 
 def _record_fault(line: str) -> str | None:
@@ -428,22 +497,23 @@ def _record_fault(line: str) -> str | None:
     return None
 
 
-def _read_parquet(stream: Any, name: str) -> pd.DataFrame:
+def _parquet_pieces(stream: Any, name: str) -> Iterator[pd.DataFrame]:
     pa, pq = _pyarrow(f"{name} is a Parquet file")
     if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which gz cannot do well
         stream = pa.BufferReader(stream.read())
     try:
-        file = pq.ParquetFile(stream)
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)  # else it holds all that it has read
         names = {_ALIASES.get(column, column): column for column in file.schema_arrow.names}
         missing = [column for column in REQUIRED if column not in names]
         if missing:
             raise RunFileError(f"{name}: no column {', '.join(missing)}; there are: {', '.join(names)}.")
         for column in names:
             _check_type(pa, file.schema_arrow.field(names[column]).type, column, name)
-        pieces = [_from_arrow(pa, batch, names, name) for batch in file.iter_batches(batch_size=_ROWS)]
+        for batch in file.iter_batches(batch_size=_BATCH):
+            if batch.num_rows:
+                yield _from_arrow(pa, batch, names, name)
     except (pa.ArrowException, OSError) as error:
         raise RunFileError(f"{name} is broken: {error}. Copy the file again.") from error
-    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
 
 
 def _check_type(pa: Any, kind: Any, column: str, name: str) -> None:

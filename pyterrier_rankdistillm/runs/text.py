@@ -1,4 +1,4 @@
-"""Queries and texts of any ir_datasets collection, as PyTerrier expects them: in ``query`` and ``text``.
+"""Queries, judgments and texts of any ir_datasets collection, as PyTerrier expects them: in ``query`` and ``text``.
 
 Collections have one field or many (title, narrative, abstract, ...). Which of them make up the text is said by
 ir_datasets itself, in ``default_text()``; Lightning IR reads the same, so models see what they were trained on.
@@ -48,6 +48,28 @@ def load_topics(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pd.
         topics, used = pd.DataFrame(rows, columns=["qid", "query"]), reader.used
     topics.attrs = {"dataset": _name(dataset), "query_fields": used}
     return topics
+
+
+def load_qrels(dataset: Dataset) -> pd.DataFrame:
+    """The relevance judgments of a dataset.
+
+    Args:
+        dataset: As in ``load_topics``.
+
+    Returns:
+        Columns ``qid``, ``docno`` and ``label``.
+
+    Raises:
+        KeyError: There is no such dataset.
+        ValueError: It has no judgments.
+    """
+    found = _resolve(dataset)
+    if isinstance(found, pt.datasets.Dataset):
+        return found.get_qrels()[["qid", "docno", "label"]].reset_index(drop=True)
+    if not found.has_qrels():
+        raise ValueError(f"load_qrels: {dataset!r} has no relevance judgments. Name a subset that has.")
+    rows = [(judged.query_id, judged.doc_id, judged.relevance) for judged in found.qrels_iter()]
+    return pd.DataFrame(rows, columns=["qid", "docno", "label"])
 
 
 def text_loader(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pt.Transformer:

@@ -143,6 +143,7 @@ def test_words_that_parsers_take_for_missing_are_ids(tmp_path: Path) -> None:
         ("", "has no rows"),
         ("\n\n", "has no rows"),
         (jsonl({"qid": "1", "docno": "a", "score": 1}, {"qid": "1", "score": 1}), "line 2: docno is missing"),
+        (jsonl({"qid": "1", "score": 1}), "line 1: docno is missing"),
         (jsonl({"qid": "1", "docno": "a", "score": "1"}), "line 1: score must be a finite number, got '1'"),
         (jsonl({"qid": "1", "docno": "a", "score": True}), "line 1: score must be a finite number, got True"),
         ('{"qid": "1", "docno": "a", "score": NaN}\n', "line 1: score must be a finite number, got nan"),
@@ -155,17 +156,22 @@ def test_words_that_parsers_take_for_missing_are_ids(tmp_path: Path) -> None:
         (b'{"qid": "1", "docno": "a", "score": 1}\n{"qid": "\xff"}\n', "line 2: not UTF-8"),
     ],
 )
-def test_malformed_files_are_refused_with_file_and_line(tmp_path: Path, content: str | bytes, what: str) -> None:
+@pytest.mark.parametrize("block", [20, 8 << 20])
+def test_malformed_files_are_refused_with_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes, what: str, block: int
+) -> None:
+    monkeypatch.setattr(files, "_BLOCK", block)
     file = put(tmp_path, content)
-    with pytest.raises(runs.RunFileError) as caught:
-        runs.read(file)
-    assert str(caught.value).startswith(str(file))
-    assert what in str(caught.value)
+    for read in (runs.read, lambda file: list(runs.read_parts(file))):
+        with pytest.raises(runs.RunFileError) as caught:
+            read(file)
+        assert str(caught.value).startswith(str(file))
+        assert what in str(caught.value)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_pieces_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(files, "_ROWS", rows * 10)
+    monkeypatch.setattr(files, "_BLOCK", rows * 100)
     text = "".join(f"{q} Q0 d{d} {d} {1 / d!r} t\n" for q in range(7) for d in range(1, 6))
     whole = runs.read(io.BytesIO(text.encode()))
     assert len(whole) == 35
@@ -176,6 +182,48 @@ def test_pieces_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row
         runs.read(io.BytesIO(text.encode() + b"8 Q0 a 1 1\n"))
     with pytest.raises(runs.RunFileError, match=r"line 36: docno 'd1' is twice in the ranking of qid '0'"):
         runs.read(io.BytesIO(text.encode() + b"0 Q0 d1 9 0 t\n"))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_parts_are_whole_rankings_and_joined_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, rows: int
+) -> None:
+    needs_arrow(suffix)
+    monkeypatch.setattr(files, "_BLOCK", rows * 20)
+    monkeypatch.setattr(files, "_BATCH", rows)
+    depths = [5, 1, 7, 2, 4]
+    run = pd.DataFrame({"qid": np.repeat(list("edcba"), depths), "docno": [f"d{i}" for i in range(19)]})
+    runs.write(run.assign(score=np.random.default_rng(0).normal(size=19)), tmp_path / f"a{suffix}")
+    parts = list(runs.read_parts(tmp_path / f"a{suffix}"))
+    assert [qid for part in parts for qid in part["qid"].unique()] == list("edcba")
+    assert len(parts) > 1 or rows > 3
+    assert_frame_equal(pd.concat(parts, ignore_index=True), runs.read(tmp_path / f"a{suffix}"))
+
+
+def test_parts_come_before_the_file_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_BLOCK", len("1 Q0 a 1 2.5 t\n"))
+    parts = runs.read_parts(io.BytesIO(TREC.encode() * 2))
+    assert_frame_equal(next(parts), RUN.iloc[:2])
+    assert next(parts)["qid"].tolist() == ["2"]
+    with pytest.raises(runs.RunFileError, match="the stream, line 4: qid '1' comes again after other queries"):
+        next(parts)
+
+
+def test_parts_need_the_rows_of_a_query_together() -> None:
+    apart = "1 Q0 a 1 1 t\n\n2 Q0 a 1 1 t\n1 Q0 b 2 0 t\n"
+    assert runs.read(io.BytesIO(apart.encode()))["rank"].tolist() == [0, 0, 1]
+    with pytest.raises(runs.RunFileError, match="line 4: qid '1' comes again"):
+        list(runs.read_parts(io.BytesIO(apart.encode())))
+
+
+def test_parts_that_are_not_read_to_the_end_leave_streams_open() -> None:
+    for content in (TREC, jsonl(*RUN.to_dict("records"))):
+        stream = io.BytesIO(content.encode())
+        parts = runs.read_parts(stream)
+        next(parts)
+        parts.close()  # type: ignore[attr-defined]
+        assert not stream.closed
 
 
 def test_streams_are_read_from_where_they_stand_and_left_open(tmp_path: Path) -> None:

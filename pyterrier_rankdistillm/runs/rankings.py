@@ -1,0 +1,321 @@
+"""Runs by ranking, for training: any query's documents at random, without the run in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ._atomic import replacing
+from .files import read_parts
+from .published import fetch
+from .ranks import Ids, Integers, first_fault, positions
+
+SUFFIX = ".rankings"
+"""What the name of a run file's memory-mapped form ends with."""
+
+_PUBLISHED = "rankdistillm:"
+_KEY = b"pyterrier_rankdistillm.rankings"  # in the form's metadata: the file that it was made of
+_LAYOUT = "1"
+_SAMPLE = 64 << 10  # bytes at either end of a file that its identity looks at
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no one truth to compare by
+class Ranking:
+    """What a run has for one query.
+
+    Args:
+        qid: The query's id.
+        docnos: Its documents, best first.
+        scores: Their scores, shape (documents,); None where the run has ranks only.
+        query: The query's text; None where the run has none.
+    """
+
+    qid: str
+    docnos: list[str]
+    scores: NDArray[np.float64] | None
+    query: str | None
+
+
+class Rankings:
+    """A run as one ranking a query, by position: ``rankings[0]`` is the first query's ``Ranking``.
+
+    Made by ``from_frame`` or ``from_file``. Documents are in the order of the run's ranks; where it has none, by
+    descending score, equal ones by docno, descending, as trec_eval orders them. From a file, the documents stay on
+    disk and are mapped into memory: a process holds eight bytes a query, and pickles (for a ``DataLoader``'s workers)
+    carry the path.
+
+    Attributes:
+        qids: The queries, in the order of the run.
+        docnos: The documents of all rows, ranking after ranking, best first; ``docnos[row]`` for any ``row`` below
+            ``rows`` is a draw from all that was retrieved, as for random negatives.
+    """
+
+    qids: Sequence[str]
+    docnos: Sequence[str]
+
+    def __init__(self, columns: _Columns, form: _Form | None = None) -> None:
+        self.qids, self.docnos = _Strings(columns.qids), _Strings(columns.docnos)
+        self._columns, self._form = columns, form
+
+    @classmethod
+    def from_frame(cls, run: pd.DataFrame) -> Rankings:
+        """The rankings of a frame, held in memory.
+
+        Args:
+            run: Columns ``qid``, ``docno``, at least one of ``rank`` and ``score``, and ``query`` where there is one.
+
+        Raises:
+            ValueError: The frame is no run, or a query has several texts.
+        """
+        return cls(_columns(_valid(run)))
+
+    @classmethod
+    def from_file(cls, source: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> Rankings:
+        """The rankings of a run file of any size.
+
+        The file is read once, part by part, into a form that can be mapped into memory (Arrow, some 20 bytes a row),
+        which is kept and used again until the file changes: its size, its time of modification, or its first or last
+        64 KiB. Processes that start together may each make it; it appears whole, and theirs are equal.
+
+        Args:
+            source: A run file as for ``read_parts``, or a published run: ``"rankdistillm:rankzephyr"``, downloaded if
+                it is not there.
+            folder: Where the mapped form is kept; default: beside the file, under its name and ``.rankings``.
+
+        Raises:
+            RunFileError: The file is malformed, or the rows of a query do not lie together.
+            ValueError: A query has several texts, or something else has the mapped form's name.
+            PermissionError: The folder is not writable.
+            ImportError: Without pyarrow.
+        """
+        _arrow()
+        if isinstance(source, str) and source.startswith(_PUBLISHED):
+            source = fetch(source.removeprefix(_PUBLISHED))
+        path = Path(source).expanduser().absolute()
+        form = _Form(_place(path, folder), _identity(path))
+        if not form.is_there():
+            form.make(path)
+        return _open(form)
+
+    @property
+    def rows(self) -> int:
+        """Documents of all rankings together."""
+        return len(self.docnos)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether rankings have scores."""
+        return self._columns.scores is not None
+
+    def __len__(self) -> int:
+        return len(self.qids)
+
+    def __getitem__(self, position: int) -> Ranking:
+        position = range(len(self))[position]
+        columns = self._columns
+        rows = slice(*columns.starts[position : position + 2].tolist())
+        return Ranking(
+            qid=self.qids[position],
+            docnos=list(self.docnos[rows]),
+            scores=None if columns.scores is None else np.array(columns.scores[rows], dtype=np.float64),
+            query=_Strings(columns.queries)[position],
+        )
+
+    def __iter__(self) -> Iterator[Ranking]:
+        return (self[position] for position in range(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Rankings, (self._columns,)) if self._form is None else (_open, (self._form,))
+
+    def __repr__(self) -> str:
+        return f"Rankings({len(self):,} queries, {self.rows:,} rows)"
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Rankings one after another; columns are numpy's (in memory) or Arrow's (mapped).
+
+    Args:
+        qids: Strings, shape (queries,).
+        queries: Strings or None, shape (queries,).
+        starts: The row where each ranking begins, and where the last one ends, shape (queries + 1,).
+        docnos: Strings, shape (rows,).
+        scores: Shape (rows,), or None.
+    """
+
+    qids: Any
+    queries: Any
+    starts: Integers
+    docnos: Any
+    scores: Any | None
+
+
+class _Strings(Sequence[str]):
+    """A column of strings, as Python's strings when asked for."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return np.asarray(self._column[place]).tolist()  # type: ignore[no-any-return]
+        place = range(len(self))[place]
+        return self[place : place + 1][0]
+
+
+def _columns(run: pd.DataFrame) -> _Columns:
+    """The columns of a valid run with ranks."""
+    query, qids = pd.factorize(run["qid"])
+    order = np.lexsort([run["rank"].to_numpy(), query])
+    starts = np.append(0, np.bincount(query).cumsum())
+    run = run.iloc[order]
+    texts = run["query"] if "query" in run.columns else pd.Series([None] * len(run), dtype=object)
+    text, distinct = pd.factorize(texts)
+    first = text[starts[:-1]]
+    several = text != first[query[order]]
+    if several.any():
+        qid = run["qid"].iloc[int(several.argmax())]
+        raise ValueError(f"Rankings: query must be one text for each qid, got several for qid {qid!r}. Keep one.")
+    queries = np.array([*distinct, None], dtype=object)[first]  # a missing text has the number -1
+    return _Columns(
+        qids=np.array([str(qid) for qid in qids], dtype=object),
+        queries=queries,
+        starts=starts,
+        docnos=np.array([str(docno) for docno in run["docno"]], dtype=object),
+        scores=run["score"].to_numpy(dtype=np.float64) if "score" in run.columns else None,
+    )
+
+
+def _valid(run: pd.DataFrame) -> pd.DataFrame:
+    """The frame with ranks; a ValueError where it is no run."""
+    missing = [column for column in ("qid", "docno") if column not in run.columns]
+    if missing or not {"rank", "score"} & set(run.columns):
+        raise ValueError(
+            f"Rankings: a run has the columns qid, docno, and rank or score, got {', '.join(run.columns)}."
+        )
+    for column, kinds, what in (("rank", "iu", "whole numbers"), ("score", "iuf", "numbers")):
+        if column in run.columns and run[column].dtype.kind not in kinds:
+            raise ValueError(f"Rankings: {column} must hold {what}, got dtype {run[column].dtype}. Convert it.")
+    if run.empty:
+        raise ValueError("Rankings: the run has no rows.")
+    # A run without scores is one whose scores fall with its ranks.
+    scored = run if "score" in run.columns else run.assign(score=-run["rank"])
+    ids = Ids.of(scored)
+    fault = first_fault(scored, ids)
+    if fault is not None:
+        hint = " runs.deduplicate(run) keeps the better-ranked one." if "twice" in fault.what else ""
+        raise ValueError(f"Rankings: row {fault.row} (from 0): {fault.what}.{hint}")
+    return run.assign(rank=positions(scored, ids))
+
+
+# --- the mapped form: an Arrow file with a row a query, whose documents are a list ------------------------------------
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The mapped form of a run file.
+
+    Args:
+        path: Where it is.
+        identity: Of the run file that it is made of.
+    """
+
+    path: Path
+    identity: str
+
+    def is_there(self) -> bool:
+        if not self.path.exists():
+            return False
+        pa, ipc = _arrow()
+        try:
+            with pa.memory_map(str(self.path)) as source, ipc.open_file(source) as reader:
+                made_of = (reader.schema.metadata or {}).get(_KEY)
+        except (pa.ArrowException, OSError):
+            made_of = None
+        if made_of is None:
+            raise ValueError(
+                f"Rankings: {self.path} must be free for the mapped form of a run, but it is something else. Move it "
+                f"away, or give another folder."
+            )
+        return bool(made_of == self.identity.encode())
+
+    def make(self, run: Path) -> None:
+        pa, ipc = _arrow()
+        schema = pa.schema(
+            {
+                "qid": pa.string(),
+                "query": pa.string(),
+                "docnos": pa.list_(pa.string()),
+                "scores": pa.list_(pa.float64()),
+            },
+            metadata={_KEY: self.identity.encode()},
+        )
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"Rankings: folder must be writable, got {str(folder)!r}. Give another folder.")
+        with replacing(self.path) as scratch, ipc.new_file(str(scratch), schema) as sink:
+            for part in read_parts(run):
+                columns = _columns(part)
+                starts = pa.array(columns.starts, pa.int32())
+                lists = [pa.ListArray.from_arrays(starts, pa.array(c)) for c in (columns.docnos, columns.scores)]
+                texts = [pa.array(strings, pa.string()) for strings in (columns.qids, columns.queries)]
+                sink.write_batch(pa.record_batch([*texts, *lists], schema=schema))
+
+
+def _open(form: _Form) -> Rankings:
+    """The rankings of a form that is there, mapped."""
+    pa, ipc = _arrow()
+    if not form.is_there():
+        raise FileNotFoundError(f"Rankings: {form.path} is gone or of another run by now. Open the run file again.")
+    table = ipc.open_file(pa.memory_map(str(form.path))).read_all()
+    lists = table["docnos"].chunks
+    rows = np.append(0, np.cumsum([len(chunk.flatten()) for chunk in lists]))
+    starts = [chunk.offsets.to_numpy()[:-1] + first for chunk, first in zip(lists, rows[:-1], strict=True)]
+    docnos, scores = (pa.chunked_array([c.flatten() for c in table[name].chunks]) for name in ("docnos", "scores"))
+    columns = _Columns(table["qid"], table["query"], np.concatenate([*starts, rows[-1:]]), docnos, scores)
+    return Rankings(columns, form)
+
+
+def _place(path: Path, folder: str | os.PathLike[str] | None) -> Path:
+    if folder is None:
+        return path.with_name(path.name + SUFFIX)
+    other = hashlib.blake2b(os.fsencode(path.parent), digest_size=4).hexdigest()  # files of one name from many folders
+    return Path(folder).expanduser().absolute() / f"{path.name}.{other}{SUFFIX}"
+
+
+def _identity(path: Path) -> str:
+    """What tells a file from what it was before, without reading all of it."""
+    status = path.stat()
+    with path.open("rb") as file:
+        ends = [file.read(_SAMPLE)]
+        file.seek(max(0, status.st_size - _SAMPLE))
+        ends.append(file.read())
+    digest = hashlib.blake2b(b"".join(ends), digest_size=16).hexdigest()
+    return f"{_LAYOUT} {status.st_size} {status.st_mtime_ns} {digest}"
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.ipc")
+    except ImportError as error:
+        raise ImportError(
+            "Rankings.from_file maps a run into memory, which needs pyarrow: pip install "
+            "'pyterrier-rankdistillm[parquet]'. Rankings.from_frame does not."
+        ) from error
