@@ -1,0 +1,284 @@
+"""Which documents of a ranking a training list holds: seeded, without texts and without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+Strategy = Literal["single_relevant", "top", "random", "log_random", "top_and_random"]
+
+_TRIES = 20  # for a document that another query's ranking has and this one's has not
+_SHINGLE = 3
+_SIMILAR = 0.8
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A training list before texts are known.
+
+    Args:
+        docnos: Its documents; the relevant one first where there is a single one, else in the ranking's order.
+        spares: Documents that are not known to be relevant and may take another's place, the next one first.
+    """
+
+    docnos: list[str]
+    spares: list[str]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the documents of a training list are drawn from a ranking, without replacement.
+
+    Documents with a label above 0 are relevant. No other document is known to be, judged or not; where there are no
+    labels, as in distillation, that is all documents.
+
+    Args:
+        strategy: ``"single_relevant"``: one of the relevant documents, drawn evenly, and others, drawn evenly. The rest
+            does not part the two: ``"top"``: the first ones. ``"random"``: drawn evenly. ``"log_random"``: drawn with
+            weight ``1 / log2(rank + 2)``, so that the first document is 6.7 times as likely as the 100th.
+            ``"top_and_random"``: half of them (rounded up) the first ones, half drawn evenly from those below.
+        size: Documents of a list, at least 2; where a ranking has fewer, the list is shorter. None: all (with
+            ``"single_relevant"``: one relevant and all others), for strategies that need not draw.
+        depth: Documents of a ranking that are looked at; None: all.
+        ranks: Ranks (from 0, end not included) that documents not known to be relevant come from; None: all. The top
+            of a ranking holds documents that are relevant without being judged.
+        random_negatives: Probability, 0 to 1, with which each of the others of a ``"single_relevant"`` list is drawn
+            from other queries' rankings instead.
+        add_relevant: Whether relevant documents that are not in the ranking, as far as it is looked at, count as if
+            they stood at its end, ordered by docno.
+
+    Raises:
+        ValueError: Settings are out of range or contradict each other; the message names all that do.
+    """
+
+    strategy: Strategy = "top"
+    size: int | None = None
+    depth: int | None = None
+    ranks: tuple[int, int] | None = None
+    random_negatives: float = 0.0
+    add_relevant: bool = True
+
+    def __post_init__(self) -> None:
+        problems = self._out_of_range() or self._contradictions()
+        if problems:
+            raise ValueError(" ".join(f"Sampling: {problem}" for problem in problems))
+
+    def unusable(self, docnos: Sequence[str], relevance: Mapping[str, int]) -> str | None:
+        """Why there is no list of at least two documents to draw, as what is said of queries ("have no ..."), or None.
+
+        Args:
+            docnos: The ranking, best first, no document twice.
+            relevance: Labels of the query by docno, retrieved or not; empty where only the ranking counts.
+        """
+        return self._reason(self._pool(docnos, relevance), relevance)
+
+    def draw(
+        self,
+        docnos: Sequence[str],
+        relevance: Mapping[str, int],
+        rng: np.random.Generator,
+        others: Callable[[np.random.Generator], str] | None = None,
+    ) -> Draw:
+        """Draws a list. It follows from the arguments alone: the same generator state gives the same list.
+
+        Args:
+            docnos: The ranking, best first, no document twice.
+            relevance: Labels of the query by docno, retrieved or not; empty where only the ranking counts.
+            rng: See ``generator``.
+            others: Gives a document of another query's ranking; needed for ``random_negatives``. What is relevant or in
+                this ranking is drawn again; if nothing else comes, the ranking's own documents are taken.
+
+        Raises:
+            ValueError: The ranking is ``unusable``, or ``others`` is missing.
+        """
+        pool = self._pool(docnos, relevance)
+        reason = self._reason(pool, relevance)
+        if reason is not None:
+            raise ValueError(f"Sampling: no list can be drawn for queries that {reason}. Leave them out.")
+        if self.strategy == "single_relevant":
+            return self._single_relevant(pool, docnos, relevance, rng, others)
+        size = len(pool) if self.size is None else self.size
+        preferred = self._preferred(pool, size, rng)
+        chosen = sorted(preferred[:size])
+        spares = [candidate.docno for candidate in preferred[size:] if not candidate.relevant]
+        return Draw([candidate.docno for candidate in chosen], spares)
+
+    def _reason(self, pool: list[_Candidate], relevance: Mapping[str, int]) -> str | None:
+        if self.strategy != "single_relevant":
+            return None if len(pool) >= 2 else "have fewer than 2 documents to train on"
+        if not any(known.relevant for known in pool):
+            if any(label > 0 for label in relevance.values()):
+                return "have no relevant document that was retrieved"
+            return "have no relevant document"
+        if all(known.relevant for known in pool):
+            return "have no document that is not relevant"
+        return None
+
+    def _pool(self, docnos: Sequence[str], relevance: Mapping[str, int]) -> list[_Candidate]:
+        """The documents that can be drawn, in the ranking's order."""
+        seen = docnos[: self.depth]
+        first, end = self.ranks or (0, len(seen))
+        candidates = [_Candidate(rank, docno, relevance.get(docno, 0) > 0) for rank, docno in enumerate(seen)]
+        pool = [candidate for candidate in candidates if candidate.relevant or first <= candidate.rank < end]
+        if self.add_relevant:
+            missing = {docno for docno, label in relevance.items() if label > 0}.difference(seen)
+            pool += [_Candidate(rank, docno, True) for rank, docno in enumerate(sorted(missing), len(seen))]
+        return pool
+
+    def _preferred(self, pool: list[_Candidate], size: int, rng: np.random.Generator) -> list[_Candidate]:
+        """The pool in the order in which it is drawn."""
+        if self.strategy == "random":
+            return _shuffled(pool, rng)
+        if self.strategy == "log_random":
+            return _shuffled(pool, rng, [1 / math.log2(candidate.rank + 2) for candidate in pool])
+        if self.strategy == "top_and_random":
+            top = (size + 1) // 2
+            return pool[:top] + _shuffled(pool[top:], rng)
+        return pool
+
+    def _single_relevant(
+        self,
+        pool: list[_Candidate],
+        docnos: Sequence[str],
+        relevance: Mapping[str, int],
+        rng: np.random.Generator,
+        others: Callable[[np.random.Generator], str] | None,
+    ) -> Draw:
+        relevant = _shuffled([candidate.docno for candidate in pool if candidate.relevant], rng)[0]
+        hard = _shuffled([candidate.docno for candidate in pool if not candidate.relevant], rng)
+        wanted = len(hard) if self.size is None else self.size - 1
+        foreign: list[str] = []
+        if self.random_negatives > 0:
+            if others is None:
+                raise ValueError("Sampling: others must be given with random_negatives, got None.")
+            known = {*docnos, *(docno for docno, label in relevance.items() if label > 0)}
+            for _ in range(int((_uniform(rng, wanted) < self.random_negatives).sum())):
+                drawn = (others(rng) for _ in range(_TRIES))
+                new = next((docno for docno in drawn if docno not in known), None)
+                if new is not None:
+                    known.add(new)
+                    foreign.append(new)
+        kept = wanted - len(foreign)
+        return Draw([relevant, *hard[:kept], *foreign], hard[kept:])
+
+    def _out_of_range(self) -> list[str]:
+        problems = []
+        if self.strategy not in get_args(Strategy):
+            problems.append(f"strategy must be one of {', '.join(get_args(Strategy))}, got {self.strategy!r}.")
+        for name, least in (("size", 2), ("depth", 1)):
+            value = getattr(self, name)
+            if value is not None and not (_is_whole(value) and value >= least):
+                problems.append(f"{name} must be None or a number of documents, at least {least}, got {value!r}.")
+        ranks: Any = self.ranks
+        if ranks is not None and not (
+            isinstance(ranks, tuple) and len(ranks) == 2 and all(map(_is_whole, ranks)) and 0 <= ranks[0] < ranks[1]
+        ):
+            problems.append(f"ranks must be None or two ranks (first, end), 0 <= first < end, got {ranks!r}.")
+        share: Any = self.random_negatives
+        if not (isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1):
+            problems.append(f"random_negatives must be a number from 0 to 1, got {share!r}.")
+        if not isinstance(self.add_relevant, bool):
+            problems.append(f"add_relevant must be True or False, got {self.add_relevant!r}.")
+        return problems
+
+    def _contradictions(self) -> list[str]:
+        problems = []
+        single = self.strategy == "single_relevant"
+        if self.size is None and self.strategy in ("random", "log_random", "top_and_random"):
+            problems.append(f"size must be given with strategy {self.strategy!r}, got None. 'top' takes all documents.")
+        if self.random_negatives > 0 and not single:
+            problems.append(
+                f"random_negatives must be 0 with strategy {self.strategy!r}, got {self.random_negatives!r}. Use "
+                f"'single_relevant', which alone tells negatives from other documents."
+            )
+        if self.ranks is not None and self.depth is not None and self.ranks[1] > self.depth:
+            problems.append(
+                f"ranks must end at depth, {self.depth}, at most, got {self.ranks!r}. Raise depth, or lower the ranks."
+            )
+        limits = {
+            "the depth": self.depth,
+            "the number of ranks": None if self.ranks is None else self.ranks[1] - self.ranks[0],
+        }
+        for name, limit in limits.items():
+            if self.size is not None and limit is not None and self.random_negatives == 0:
+                most = limit + 1 if single else limit
+                if self.size > most:
+                    more = " plus 1 relevant" if single else ""
+                    problems.append(
+                        f"size must be at most {name}, {limit}{more}, got {self.size}. Lower the size, or look deeper."
+                    )
+        return problems
+
+
+class _Candidate(NamedTuple):
+    """A document that can be drawn.
+
+    Args:
+        rank: From 0; relevant documents that were not retrieved count on from the last one that was.
+        docno: Its id.
+        relevant: Whether it is known to be.
+    """
+
+    rank: int
+    docno: str
+    relevant: bool
+
+
+def generator(seed: int, epoch: int, qid: str) -> np.random.Generator:
+    """Random numbers that depend on these three alone: not on the order of queries, processes or numpy's version."""
+    digest = hashlib.blake2b(f"{seed}\0{epoch}\0{qid}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def near_duplicate(one: str | Sequence[int], other: str | Sequence[int]) -> bool:
+    """Whether two passages say the same in (nearly) the same words.
+
+    They do if they are equal, or if of all runs of three words that either has, both have at least 80 % (the Jaccard
+    similarity of Broder, 1997). Shorter passages must be equal.
+
+    Args:
+        one: A text, of which case, punctuation and Unicode's ways to write the same letter do not count; or token ids.
+        other: The same of the other one.
+    """
+    first, second = _words(one), _words(other)
+    if first == second:
+        return True
+    few, many = sorted((_shingles(first), _shingles(second)), key=len)
+    if len(few) < _SIMILAR * len(many):  # also where one of them is empty; cheaper than what follows
+        return False
+    shared = len(few & many)
+    return shared > 0 and shared >= _SIMILAR * (len(few) + len(many) - shared)
+
+
+def _words(passage: str | Sequence[int]) -> list[object]:
+    if isinstance(passage, str):
+        return list(re.findall(r"\w+", unicodedata.normalize("NFKC", passage).casefold()))
+    return list(passage)
+
+
+def _shingles(words: list[object]) -> set[tuple[object, ...]]:
+    return {tuple(words[start : start + _SHINGLE]) for start in range(len(words) - _SHINGLE + 1)}
+
+
+def _uniform(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers above 0 and below 1. From raw bits, of which numpy promises that they stay the same between versions."""
+    bits = np.array(rng.bit_generator.random_raw(count), dtype=np.uint64)
+    uniform: np.ndarray[Any, np.dtype[np.float64]] = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return uniform
+
+
+def _shuffled(items: list[Any], rng: np.random.Generator, weights: Sequence[float] | None = None) -> list[Any]:
+    """Items in the order of drawing without replacement, by weight (Efraimidis and Spirakis, 2006)."""
+    arrivals = -np.log(_uniform(rng, len(items))) / (1.0 if weights is None else np.array(weights))
+    return [items[place] for place in np.argsort(arrivals, kind="stable")]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
