@@ -1,13 +1,16 @@
 """Pairs per second of this package and its peers: the same weights, the same pairs, the same machine.
 
     python benchmarks/scoring.py --data ../shared/data/trec-dl-2019-pool \
-        --peer lightning-ir=PYTHON --peer pyterrier-dr=PYTHON --peer sentence-transformers=PYTHON
+        --peer lightning-ir=PYTHON --peer pyterrier-dr=PYTHON --peer sentence-transformers=PYTHON \
+        --peer onnxruntime=PYTHON --peer openvino:1024=PYTHON
 
 One ELECTRA of base size (12 x 768) with random weights is saved in the format of each scorer. Every scorer is a worker
 process with an interpreter of its own (Lightning IR needs transformers below 5). In each round every scorer scores
 all pairs once; a ratio is the median of the per-round ratios, so that a machine whose speed drifts decides nothing.
-Peers run at several batch sizes, the first of which is their default. Scores must agree to 2e-5. The ceiling is what
-this machine's fp32 matrix product could do with the operations that a pair needs, measured in the same rounds.
+Peers run at several batch sizes, the first of which is their default, or at those that are named after a colon. Scores
+must agree to 2e-5 (int8's are another model's, their difference is printed). The ceiling is what this machine's fp32
+matrix product could do with the operations that a pair needs, measured in the same rounds. With ``--data``, nDCG@10 of
+float32 and int8 with the demo checkpoint is printed too.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,8 +40,10 @@ PEERS = {
     "lightning-ir": ("linear", [100, 1, 4, 8, 16]),
     "pyterrier-dr": ("linear", [16]),
     "sentence-transformers": ("classification", [32, 1, 4, 8]),
+    "onnxruntime": ("classification", [1024, 256, 512, 2048]),  # tokens; sorted by length, as one would write it
+    "openvino": ("classification", [1024, 256, 512, 2048]),
 }
-OURS: dict[str, dict[str, Any]] = {"ours": {}}
+OURS: dict[str, dict[str, Any]] = {"ours": {}, "ours, int8": {"dtype": "int8"}}
 TOLERANCE = 2e-5
 
 
@@ -89,7 +93,54 @@ def open_scorer(kind: str, checkpoint: str, setting: Any) -> Callable[[list[list
 
         model = CrossEncoder(checkpoint, max_length=512, activation_fn=torch.nn.Identity(), device="cpu")
         return lambda pairs: model.predict(pairs, batch_size=setting, show_progress_bar=False).tolist()
+    if kind in ("onnxruntime", "openvino"):
+        return exported(kind, checkpoint, setting)
     raise ValueError(f"No scorer is called {kind!r}.")
+
+
+def exported(kind: str, checkpoint: str, batch_tokens: int) -> Callable[[list[list[str]]], list[float]]:
+    """The model of transformers as an ONNX graph, with pairs sorted by length and batched under a token budget."""
+    import numpy as np
+    import torch
+    from transformers import AutoTokenizer, ElectraForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = ElectraForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    with tempfile.TemporaryDirectory() as scratch:
+        file = f"{scratch}/model.onnx"
+        example = tokenizer([["a query", "a text"], ["a query", "a longer text"]], padding=True, return_tensors="pt")
+        axes = {name: {0: "batch", 1: "tokens"} for name in names}
+        torch.onnx.export(
+            model, tuple(example[name] for name in names), file, dynamo=False, opset_version=17,
+            input_names=list(names), output_names=["logits"], dynamic_axes=axes,
+        )  # fmt: skip
+        if kind == "onnxruntime":
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            run = lambda inputs: session.run(None, inputs)[0]  # noqa: E731
+        else:
+            import openvino
+
+            settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+            compiled = openvino.Core().compile_model(file, "CPU", settings)
+            run = lambda inputs: compiled(inputs)[0]  # noqa: E731
+
+    def score(pairs: list[list[str]]) -> list[float]:
+        encoded = tokenizer(pairs, truncation=True, max_length=512)
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        scores = np.empty(len(pairs))
+        left = np.argsort(-lengths)
+        while len(left):
+            batch, left = np.split(left, [max(1, batch_tokens // lengths[left[0]])])
+            rows = {name: [encoded[name][i] for i in batch] for name in names}
+            scores[batch] = run(dict(tokenizer.pad(rows, return_tensors="np")))[:, 0]
+        return scores.tolist()
+
+    return score
 
 
 def by_query(pairs: list[list[str]]) -> list[tuple[str, list[str]]]:
@@ -116,7 +167,9 @@ def work(kind: str, checkpoint: str, setting: Any, threads: int) -> None:
 
 
 def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak of resident memory, of this program alone: what getrusage says begins with its parent's (Linux)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
 
 
 class Worker:
@@ -186,13 +239,37 @@ def load_pairs(data: Path | None, queries: int, depth: int) -> list[list[str]]:
         dataset = pt.get_dataset("rankdistillm:demo")
         frame = dataset.text_loader()(dataset.get_results())
         return frame[["query", "text"]].to_numpy().tolist()[: queries * depth]
+    run = condensed_run(data, depth)
+    chosen = run[run["qid"].isin(sorted(run["qid"].unique())[:queries])]
+    return chosen[["query", "text"]].to_numpy().tolist()
+
+
+def condensed_run(data: Path, depth: int) -> Any:
+    """BM25's top documents that have text in the pool; columns qid, query, docno, text."""
+    import pyterrier as pt
+
     with gzip.open(data / "passages.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = {row["docno"]: row["text"] for row in map(json.loads, file)}
     topics = dict(line.split("\t", 1) for line in (data / "queries.tsv").read_text(encoding="utf-8").splitlines())
     run = pt.io.read_results(str(data.parent / "trec-dl-runs" / "bm25-pyserini.trec-dl-2019.run.gz"))
-    run = run[run["docno"].isin(texts)].groupby("qid").head(depth)
-    chosen = run[run["qid"].isin(sorted(run["qid"].unique())[:queries])]
-    return [[topics[qid], texts[docno]] for qid, docno in zip(chosen["qid"], chosen["docno"], strict=True)]
+    run = run.sort_values(["qid", "score", "docno"], ascending=[True, False, False]).groupby("qid").head(depth)
+    run = run[run["docno"].isin(texts) & run["qid"].isin(topics)]
+    return run.assign(query=run["qid"].map(topics), text=run["docno"].map(texts))
+
+
+def effect_of_int8(data: Path) -> None:
+    """Prints nDCG@10 on the TREC DL 2019 pool in float32 and int8, with the demo checkpoint."""
+    import pyterrier as pt
+    from pyterrier.measures import nDCG
+
+    from pyterrier_rankdistillm import MonoElectra
+
+    run, qrels = condensed_run(data, depth=100), pt.io.read_qrels(str(data / "qrels.txt"))
+    run = run[run["qid"].isin(qrels["qid"])]
+    for dtype in ("float32", "int8"):
+        reranked = MonoElectra("rankdistillm:demo", device="cpu", dtype=dtype)(run)
+        value = pt.Evaluate(reranked, qrels, metrics=[nDCG @ 10])["nDCG@10"]
+        print(f"nDCG@10 of the demo checkpoint in {dtype}: {value:.4f} ({len(run)} pairs)", flush=True)
 
 
 def needed_operations(checkpoint: Path, pairs: list[list[str]]) -> float:
@@ -211,23 +288,27 @@ def needed_operations(checkpoint: Path, pairs: list[list[str]]) -> float:
 
 
 def matrix_product_rate(threads: int) -> float:
-    """fp32 operations per second of a large matrix product, the best of ten."""
+    """fp32 operations per second of a large matrix product: the best of ten, by MKL or oneDNN."""
     import torch
 
     torch.set_num_threads(threads)
-    a, b = torch.randn(2048, 768), torch.randn(768, 3072)
+    a, b = torch.randn(1024, 768), torch.randn(3072, 768)
+    packed = torch.ops.mkldnn._reorder_linear_weight(b, None)
+    products = (lambda: a @ b.T, lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
     best = float("inf")
-    for _ in range(10):
+    for product in products * 10:
         started = time.perf_counter()
-        a @ b
+        product()
         best = min(best, time.perf_counter() - started)
-    return 2 * 2048 * 768 * 3072 / best
+    return 2 * 1024 * 768 * 3072 / best
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the TREC DL 2019 pool (default: the demo collection)")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=f"of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME[:BATCH,...]=PYTHON", help=f"of {', '.join(PEERS)}"
+    )
     parser.add_argument("--queries", type=int, default=3)
     parser.add_argument("--depth", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -242,10 +323,12 @@ def main() -> None:
         reference = {}
         for name, setting in OURS.items():
             workers.append(Worker(name, sys.executable, "ours", checkpoints["linear"], setting, args.threads))
+            reference[name] = "linear"
         for peer in args.peer:
-            kind, python = peer.split("=", 1)
+            name, python = peer.split("=", 1)
+            kind, _, batches = name.partition(":")
             head, settings = PEERS[kind]
-            for setting in settings:
+            for setting in [int(batch) for batch in batches.split(",") if batch] or settings:
                 name = f"{kind}, {setting} a batch"
                 workers.append(Worker(name, python, kind, checkpoints[head], setting, args.threads))
                 reference[name] = head
@@ -253,11 +336,10 @@ def main() -> None:
         expected = {head: expected_scores(checkpoints[head], pairs, args.threads) for head in set(reference.values())}
         for worker in workers:  # warm-up, and the check
             scores, _ = worker.score(pairs)
-            if worker.name in reference:
-                wanted = expected[reference[worker.name]]
-                difference = max(abs(a - b) for a, b in zip(scores, wanted, strict=True))
-                verdict = "agrees" if difference <= TOLERANCE else "DISAGREES"
-                print(f"{worker.name}: {verdict}, largest difference {difference:.1e}")
+            wanted = expected[reference[worker.name]]
+            difference = max(abs(a - b) for a, b in zip(scores, wanted, strict=True))
+            verdict = "agrees" if difference <= TOLERANCE else "differs" if "int8" in worker.name else "DISAGREES"
+            print(f"{worker.name}: {verdict}, largest difference {difference:.1e}", flush=True)
         rates = []
         for _ in range(args.rounds):
             rates.append(matrix_product_rate(args.threads))
@@ -266,6 +348,8 @@ def main() -> None:
         report(workers, rates, operations, len(pairs))
         for worker in workers:
             worker.close()
+    if args.data is not None:
+        effect_of_int8(args.data)
 
 
 def expected_scores(checkpoint: Path, pairs: list[list[str]], threads: int) -> list[float]:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .scoring.checkpoint import Checkpoint
-from .scoring.scorer import DType, Scored, Scorer
+from .scoring.scorer import Precision, Scored, Scorer
 from .scoring.sources import CheckpointError, locate, looks_like_path
 
 Activation = Literal["sigmoid"]
@@ -50,8 +50,9 @@ class MonoElectraReRanker(pt.Transformer):
         device: Torch device, such as ``"cuda:1"``; default: CUDA where there is one, else the CPU. Apple's MPS is
             used only if it is named.
         dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast: faster on a GPU, with other scores (in
-            the second or third digit).
-        batch_tokens: Tokens that are encoded together, padding included; default: 768 on the CPU, 32,768 elsewhere.
+            the second or third digit); or ``"int8"``: linear layers in int8, faster on an x86 CPU, with other scores
+            (in the first or second digit).
+        batch_tokens: Tokens that are encoded together, padding included; default: 512 on the CPU, 32,768 elsewhere.
             Scores do not depend on it. When memory runs out, it is halved and the batch is tried again.
         query_length: Tokens that are read of a query; default: the checkpoint's (32 for the published ones).
         doc_length: Tokens that are read of a text; default: the checkpoint's (256 for the published ones). Longer
@@ -82,7 +83,7 @@ class MonoElectraReRanker(pt.Transformer):
         revision: str | None = None,
         local_files_only: bool = False,
         device: str | torch.device | None = None,
-        dtype: DType = "float32",
+        dtype: Precision = "float32",
         batch_tokens: int | None = None,
         query_length: int | None = None,
         doc_length: int | None = None,
@@ -94,7 +95,7 @@ class MonoElectraReRanker(pt.Transformer):
         self.revision = revision
         self.local_files_only = local_files_only
         self.device = device
-        self.dtype: DType = dtype
+        self.dtype: Precision = dtype
         self.batch_tokens = batch_tokens
         self.query_length = query_length
         self.doc_length = doc_length
@@ -213,7 +214,7 @@ class MonoElectraReRanker(pt.Transformer):
             if not holds:
                 raise ValueError(f"{type(self).__name__}: {name} must be {rule}, got {getattr(self, name)!r}.")
 
-        dtypes, activations = get_args(DType), get_args(Activation)
+        dtypes, activations = get_args(Precision), get_args(Activation)
         require("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}")
         require("activation", self.activation in (None, *activations), f"None or one of {', '.join(activations)}")
         for name in ("batch_tokens", "query_length", "doc_length"):

@@ -445,7 +445,7 @@ def test_verbose_draws_a_bar(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, got 'float64'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, int8, got 'float64'"),
         ({"dtype": torch.float16}, "dtype must be one of"),
         ({"activation": "softmax"}, "activation must be None or one of sigmoid, got 'softmax'"),
         ({"batch_tokens": 0}, "batch_tokens must be .*at least 1, got 0"),
@@ -489,7 +489,7 @@ def test_set_parameter_takes_effect(mono: MonoElectraReRanker, base: MonoElectra
         mono(frame.rename(columns={"text": "body"}))
 
 
-@pytest.mark.parametrize(("name", "value"), [("activation", "softmax"), ("dtype", "int8"), ("batch_tokens", -1)])
+@pytest.mark.parametrize(("name", "value"), [("activation", "softmax"), ("dtype", "int4"), ("batch_tokens", -1)])
 def test_impossible_settings_by_set_parameter_are_errors(
     mono: MonoElectraReRanker, frame: pd.DataFrame, name: str, value: Any
 ) -> None:
@@ -568,7 +568,7 @@ def test_clone_before_opening_opens_its_own(mono: MonoElectraReRanker, frame: pd
 
 def test_clone_rejects_what_the_constructor_rejects(mono: MonoElectraReRanker) -> None:
     with pytest.raises(ValueError, match="dtype must be"):
-        mono.clone(dtype="int8")
+        mono.clone(dtype="int4")
     with pytest.raises(Exception, match="lenght"):
         mono.clone(doc_lenght=3)
 

@@ -10,6 +10,7 @@ import torch
 
 from pyterrier_rankdistillm.scoring import scorer as module
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+from pyterrier_rankdistillm.scoring.onednn import PackedLinear
 from pyterrier_rankdistillm.scoring.scorer import Scorer, resolve_device
 
 QUERIES = ["why does bread rise", "why does it rain", "cat", "is it not the moon and the sun and the rain and the snow"]
@@ -267,6 +268,42 @@ def test_bfloat16_scores_are_float32_and_near(opened: Checkpoint, expected: np.n
     assert scores.dtype == np.float32
     assert 0 < np.abs(scores - expected).max() < 0.3
     assert not np.array_equal(scores, torch.from_numpy(scores).bfloat16().float().numpy())
+
+
+def test_int8_scores_are_float32_and_near(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:
+    scores = score(Scorer(opened, device="cpu", dtype="int8"), ALL)
+    assert scores.dtype == np.float32
+    assert 1e-4 < np.abs(scores - expected).max() < 0.3
+    assert np.corrcoef(scores, expected)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 64, 10**6])
+def test_int8_scores_do_not_depend_on_company(opened: Checkpoint, batch_tokens: int) -> None:
+    # Not to 1e-5: float32 rounding, in the attention, decides now and then to which step a number is rounded.
+    together = score(Scorer(opened, device="cpu", dtype="int8"), ALL)
+    backwards = score(Scorer(opened, device="cpu", dtype="int8", batch_tokens=batch_tokens), ALL[::-1])[::-1]
+    assert np.median(np.abs(together - backwards)) < 1e-5
+    np.testing.assert_allclose(together, backwards, rtol=0, atol=0.05)
+
+
+def test_int8_where_it_cannot_be_computed_is_an_error(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.onednn, "works", lambda _kind: False)
+    with pytest.raises(ValueError, match=r"dtype must be float32, .* on cpu here, got 'int8'. .* use 'float32'"):
+        Scorer(opened, device="cpu", dtype="int8")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"dtype must be float32, .* on meta here, got 'int8'"):
+        Scorer(opened, device="meta", dtype="int8")
+
+
+def test_float32_without_packed_weights_gives_equal_scores(
+    opened: Checkpoint, expected: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module.onednn.works(PackedLinear)
+    packed = Scorer(opened, device="cpu")
+    monkeypatch.setattr(module.onednn, "works", lambda _kind: False)
+    plain = Scorer(opened, device="cpu")
+    assert [any(isinstance(m, PackedLinear) for m in s.encoder.modules()) for s in (packed, plain)] == [True, False]
+    np.testing.assert_allclose(score(plain, ALL), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recomputed
 
 HeadKind = Literal["linear", "classification"]
 
@@ -46,17 +47,18 @@ class EncoderConfig:
                 f"EncoderConfig: hidden_size must be a multiple of num_attention_heads, "
                 f"got {self.hidden_size} and {self.num_attention_heads}."
             )
-        if self.hidden_act not in _ACTIVATIONS:
+        if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
-                f"EncoderConfig: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {self.hidden_act!r}."
+                f"EncoderConfig: hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}."
             )
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+"""By the names of ``EncoderConfig.hidden_act``."""
 
 
 class CrossEncoder(nn.Module):
@@ -146,12 +148,18 @@ class _Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.recompute = False  # in training: layers are computed again for the gradient rather than kept in memory
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.layer[:-1]:
-            hidden = layer(hidden, hidden, mask)  # (B, T, H)
+            hidden = self._through(layer, hidden, hidden, mask)  # (B, T, H)
         # Only the first position is read after the last layer, so only it is computed there.
-        return self.layer[-1](hidden[:, :1], hidden, mask)[:, 0]  # (B, H)
+        return self._through(self.layer[-1], hidden[:, :1], hidden, mask)[:, 0]  # (B, H)
+
+    def _through(self, layer: nn.Module, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return recomputed(layer, queries, hidden, mask, use_reentrant=False)
+        return layer(queries, hidden, mask)
 
 
 class _Layer(nn.Module):
@@ -162,7 +170,7 @@ class _Layer(nn.Module):
         self.attention = _Attention(config)
         self.intermediate = _Dense(config.hidden_size, config.intermediate_size)
         self.output = _ResidualOutput(config, config.intermediate_size)
-        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
         attended = self.attention(queries, hidden, mask)

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import onednn
 from .batching import plan_batches
 from .checkpoint import Checkpoint
+from .encoder import CrossEncoder
 from .tokenizer import Pair, Tokens
 
 DType = Literal["float32", "bfloat16", "float16"]
+Precision = Literal[DType, "int8"]
 
-# Measured on two CPU cores (benchmarks/README.md): larger batches fall out of the cache, smaller ones starve the matrix
-# product. An accelerator needs far more to be busy; 32,768 was not timed on one, it bounds memory to about 1 GB of
-# activations for a base-size encoder by arithmetic.
-_DEFAULT_BATCH_TOKENS = {"cpu": 768}
+# Measured on two CPU cores (benchmarks/README.md): larger batches fall out of the cache, smaller ones cost small
+# encoders more in calls than in padding. An accelerator needs far more to be busy; 32,768 was not timed on one, it
+# bounds memory to about 1 GB of activations for a base-size encoder by arithmetic.
+_DEFAULT_BATCH_TOKENS = {"cpu": 512}
 _ACCELERATOR_BATCH_TOKENS = 32_768
 
 _WINDOW = 16_384
@@ -53,14 +56,15 @@ class Scorer:
     company.
 
     Args:
-        checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied.
+        checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied, but
+            for those of the layers on an x86 CPU: there they are rearranged, for speed.
         device: Torch device; default: CUDA where there is one, else the CPU. Apple's MPS only if named.
         dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``: faster on a GPU, other scores (in the
-            second decimal).
-        batch_tokens: Tokens of a batch, padding included; default: 768 on the CPU, 32,768 elsewhere.
+            second decimal); or ``"int8"``: linear layers in int8, for an x86 CPU, other scores (in the first decimal).
+        batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
 
     Raises:
-        ValueError: A device that torch does not know or that is not there.
+        ValueError: A device that torch does not know or that is not there, or one that cannot compute in int8.
     """
 
     def __init__(
@@ -68,11 +72,11 @@ class Scorer:
         checkpoint: Checkpoint,
         *,
         device: str | torch.device | None = None,
-        dtype: DType = "float32",
+        dtype: Precision = "float32",
         batch_tokens: int | None = None,
     ) -> None:
         self.device = resolve_device(device)
-        self.encoder = checkpoint.encoder.on(self.device)
+        self.encoder = _scoring_encoder(checkpoint, self.device, dtype)
         self.tokenizer = checkpoint.tokenizer
         self.dtype = dtype
         self.batch_tokens = batch_tokens or _DEFAULT_BATCH_TOKENS.get(self.device.type, _ACCELERATOR_BATCH_TOKENS)
@@ -175,9 +179,23 @@ class Scorer:
         return tensor.to(self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.dtype == "float32":
+        if self.dtype in ("float32", "int8"):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
+
+
+def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precision) -> CrossEncoder:
+    if dtype == "int8" and not (device.type == "cpu" and onednn.works(onednn.Int8Linear)):
+        raise ValueError(
+            f"Scorer: dtype must be float32, bfloat16 or float16 on {device} here, got 'int8'. int8 needs an x86 CPU "
+            f"and a torch whose oneDNN computes it right; use 'float32', or 'bfloat16' on a GPU."
+        )
+    encoder = checkpoint.encoder.on(device)
+    if dtype == "int8":
+        onednn.replace_linears(encoder, onednn.Int8Linear)
+    elif dtype == "float32" and device.type == "cpu" and onednn.works(onednn.PackedLinear):
+        onednn.replace_linears(encoder, onednn.PackedLinear)
+    return encoder
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

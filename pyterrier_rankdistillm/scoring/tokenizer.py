@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.normalizers import BertNormalizer
@@ -148,6 +150,19 @@ class PairTokenizer:
             query_cut=query.cut or query_tokens < len(query.ids),
             doc_cut=doc.cut or doc_tokens < len(doc.ids),
         )
+
+    def pad(self, pairs: Sequence[Pair]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Token ids, token types and mask of a batch, padded to its longest pair, each of shape (pairs, tokens)."""
+        longest = max(len(pair.ids) for pair in pairs)
+        ids = np.full((len(pairs), longest), self.pad_id, dtype=np.int64)
+        types = np.zeros_like(ids)
+        mask = np.zeros(ids.shape, dtype=bool)
+        for row, pair in enumerate(pairs):
+            size = len(pair.ids)
+            ids[row, :size] = pair.ids
+            types[row, pair.first_segment : size] = 1
+            mask[row, :size] = True
+        return ids, types, mask
 
 
 def _wordpiece(vocab: Path) -> Tokenizer:

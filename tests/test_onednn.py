@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyterrier_rankdistillm.scoring import onednn
+from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+from pyterrier_rankdistillm.scoring.encoder import ACTIVATIONS
+from pyterrier_rankdistillm.scoring.onednn import Int8Linear, PackedLinear, replace_linears, works
+
+KINDS = [PackedLinear, Int8Linear]
+pytestmark = pytest.mark.skipif(not works(PackedLinear) or not works(Int8Linear), reason="no x86 CPU with oneDNN")
+
+
+def linear_and_input(outputs: int = 48, inputs: int = 80) -> tuple[nn.Linear, Tensor]:
+    torch.manual_seed(5)
+    linear = nn.Linear(inputs, outputs).requires_grad_(False)
+    linear.bias.normal_()
+    return linear, torch.randn(3, 7, inputs) * torch.rand(3, 7, 1) * 10
+
+
+def rounded(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Each row as whole steps from zero, and the size of its step, in float64."""
+    scale = x.double().abs().amax(-1, keepdim=True) / steps
+    return (x.double() / scale).round(), scale
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@torch.inference_mode()
+def test_packed_equals_the_layer_that_it_replaces(activation: str | None) -> None:
+    linear, x = linear_and_input()
+    expected = linear(x) if activation is None else ACTIVATIONS[activation](linear(x))
+    torch.testing.assert_close(PackedLinear(linear, activation)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@torch.inference_mode()
+def test_int8_equals_the_product_of_the_rounded_numbers(activation: str | None) -> None:
+    linear, x = linear_and_input()
+    (weight, weight_scale), (inputs, scale) = rounded(linear.weight, 63), rounded(x, 127)
+    expected = (inputs @ weight.T * scale * weight_scale.squeeze(-1) + linear.bias).float()
+    if activation is not None:
+        expected = ACTIVATIONS[activation](expected)
+    torch.testing.assert_close(Int8Linear(linear, activation)(x), expected, rtol=1e-5, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_int8_is_near_float32() -> None:
+    linear, x = linear_and_input()
+    expected = linear(x)
+    error = (Int8Linear(linear)(x) - expected).std() / expected.std()
+    assert 0 < error < 0.02
+
+
+@torch.inference_mode()
+def test_int8_of_a_token_does_not_depend_on_its_company() -> None:
+    linear, x = linear_and_input()
+    int8 = Int8Linear(linear)
+    assert torch.equal(int8(x * 1.0)[1, 2], int8(x[1:2, 2:3])[0, 0])
+    x[0] *= 1000
+    assert torch.equal(int8(x)[1, 2], int8(x[1:2, 2:3])[0, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_zeros_give_the_bias(kind: type[nn.Module]) -> None:
+    linear, x = linear_and_input()
+    expected = linear.bias.expand(3, 7, -1)
+    torch.testing.assert_close(kind(linear)(torch.zeros_like(x)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(kind(nn.Linear(80, 48).requires_grad_(False).apply(_clear))(x), torch.zeros(3, 7, 48))
+
+
+def _clear(linear: nn.Module) -> None:
+    for parameter in linear.parameters():
+        parameter.zero_()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@torch.inference_mode()
+def test_int8_does_not_hide_what_is_not_finite(bad: float) -> None:
+    linear, x = linear_and_input()
+    x[0, 3, 5] = bad
+    y = Int8Linear(linear)(x)
+    assert not y[0, 3].isfinite().any()
+    assert y[1:].isfinite().all()
+    linear.weight[4, 2] = bad
+    assert not Int8Linear(linear)(x[1:])[..., 4].isfinite().any()
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_int8_is_exact_without_vnni_and_eight_bit_weights_would_not_be(isa: str) -> None:
+    """Where oneDNN is told to do without the newer instructions, the trial must notice saturation if it happens."""
+    code = (
+        "from pyterrier_rankdistillm.scoring import onednn\n"
+        "print(onednn.works(onednn.Int8Linear))\n"
+        "onednn.works.cache_clear()\n"
+        "onednn._LARGEST_WEIGHT = 127\n"
+        "print(onednn.works(onednn.Int8Linear))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linears_of_the_layers_are_replaced_and_nothing_else(model: tiny.Tiny, kind: type[nn.Module]) -> None:
+    encoder = Checkpoint.open(model.folder).encoder
+    before = encoder.state_dict()
+    twin = encoder.on(torch.device("cpu"))
+    replace_linears(twin, kind)
+    assert [name for name, module in twin.named_modules() if isinstance(module, nn.Linear)] == ["linear"]
+    replaced = [name for name, module in twin.named_modules() if isinstance(module, kind)]
+    assert len(replaced) == 6 * tiny.SHAPE["num_hidden_layers"]
+    assert [name for name in twin.state_dict() if name not in before] == []
+    after = encoder.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"hidden_act": "relu"}, {"hidden_act": "gelu_new"}, {"embedding_size": 16}], ids=str
+)
+@torch.inference_mode()
+def test_an_encoder_with_packed_layers_gives_equal_scores(tmp_path: object, shape: dict[str, object]) -> None:
+    encoder = Checkpoint.open(tiny.lightning_ir(tmp_path, **shape).folder).encoder  # type: ignore[arg-type]
+    twin = encoder.on(torch.device("cpu"))
+    replace_linears(twin, PackedLinear)
+    ids = torch.arange(5, 29).reshape(3, 8)
+    mask = torch.arange(8) < torch.tensor([[8], [6], [3]])
+    torch.testing.assert_close(twin(ids, ids % 2, mask), encoder(ids, ids % 2, mask), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_processors_and_changed_operators_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, kind: type[PackedLinear] | type[Int8Linear]
+) -> None:
+    try:
+        for broken in (lambda *_: F.linear(torch.ones(1), torch.ones(1)) + 1, None):
+            works.cache_clear()
+            monkeypatch.setattr(kind, "forward", broken)
+            assert not works(kind)
+            monkeypatch.undo()
+        works.cache_clear()
+        monkeypatch.setattr(onednn.platform, "machine", lambda: "arm64")
+        assert not works(kind)
+    finally:
+        works.cache_clear()
