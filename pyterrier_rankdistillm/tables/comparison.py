@@ -1,0 +1,162 @@
+"""Measured cells beside published ones: what was reproduced, what differs, and what does not compare, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from .catalogue import DEPTH, FIRST_STAGE, Table
+
+RUN_TOLERANCE = 0.0005
+"""Cells of run files: what rounding to three digits leaves open."""
+MODEL_TOLERANCE = 0.004
+"""Cells of released weights, scored anew: they were published from bf16-mixed runs."""
+
+REPRODUCED, DIFFERS, NOT_COMPARABLE = "reproduced", "differs", "not comparable"
+NOT_COMPARED, NOT_PUBLISHED, NOT_RUN = "not compared", "not published", "not run"
+
+COLUMNS = [
+    "setting", "system", "published as", "measured", "paper", "difference", "readme", "readme difference", "tolerance",
+    "status", "reason", "significant", "paper significant",
+]  # fmt: skip
+_MARKS = ("significant", "paper significant")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured nDCG@10, to be compared.
+
+    Args:
+        setting: First stage and task, corpus, or mean.
+        system: Its row.
+        published_as: The published row that it stands for, where there is one.
+        value: nDCG@10.
+        tolerance: The largest difference that still counts as reproduced.
+        significant: Whether it was found different from the baseline; None where that was not tested.
+        mismatches: Why it does not compare with what was published.
+    """
+
+    setting: str
+    system: str
+    published_as: str | None
+    value: float
+    tolerance: float
+    significant: bool | None = None
+    mismatches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What a first stage turned out to be.
+
+    Args:
+        name: The paper's name of it; None where it is none of the paper's.
+        problem: Why it is none of the paper's; None also where nothing was published.
+    """
+
+    name: str | None
+    problem: str | None = None
+
+
+def identify(table: Table, name: str, place: str, value: float) -> Identified:
+    """Tells by nDCG@10 which of the paper's first stages a run is.
+
+    Args:
+        table: Whose first stages it may be.
+        name: What the user calls it: one of the paper's names must keep its word.
+        place: Task, or corpus where those are the settings.
+        value: nDCG@10.
+    """
+    known: dict[str, float] = {}
+    for cell in table.cells:
+        stage, _, task = cell.setting.rpartition("/")
+        if cell.system == FIRST_STAGE and place == (task if table.settings != "corpus" else cell.setting):
+            known["BM25" if table.settings == "corpus" else stage] = cell.value
+    if not known:
+        return Identified(None)
+    candidates = {name: known[name]} if name in known else known
+    for candidate, published in candidates.items():
+        if within(value - published, RUN_TOLERANCE):
+            return Identified(candidate)
+    theirs = ", ".join(f"{candidate} {published:.3f}" for candidate, published in candidates.items())
+    return Identified(None, f"another first stage than the paper's ({value:.3f}; {theirs})")
+
+
+def mismatches(
+    *, first_stage: str | None, topics: Mapping[str, tuple[int, int]], depths: Sequence[int]
+) -> tuple[str, ...]:
+    """What keeps measured cells from being comparable with published ones.
+
+    Args:
+        first_stage: The problem with the first stage, where there is one.
+        topics: How many there are and how many there should be, by task; 0 where the latter is not known.
+        depths: How many documents a topic usually has, by task.
+    """
+    found = [first_stage] if first_stage else []
+    odd = {task: counts for task, counts in topics.items() if counts[0] != counts[1]}
+    if odd:
+        there, wanted = (sum(counts) for counts in zip(*odd.values(), strict=True))
+        found.append(f"{there} of {wanted} topics of {next(iter(odd)) if len(odd) == 1 else f'{len(odd)} tasks'}")
+    # Shallower rankings than asked for also come from small corpora and rare words, so that only most must be full.
+    found += [f"depth {depth}, not {DEPTH}" for depth in sorted(set(depths)) if depth != DEPTH]
+    return tuple(found)
+
+
+def compare(table: Table, measured: Sequence[Measured], *, not_compared: str | None = None) -> pd.DataFrame:
+    """All cells, measured or published: first stages first, what was not run last.
+
+    Args:
+        table: The published cells.
+        measured: The measured ones.
+        not_compared: Why measured cells are not held against published ones, where they are not.
+
+    Returns:
+        The columns ``COLUMNS``, a row a cell.
+    """
+    rows = []
+    for cell in sorted(measured, key=lambda cell: cell.published_as != FIRST_STAGE):
+        published = table.published(cell.published_as, cell.setting) if cell.published_as else {}
+        row = {source: published_cell.value for source, published_cell in published.items()}
+        differences = {source: cell.value - value for source, value in row.items()}
+        status, reason = _status(cell, differences, not_compared)
+        rows.append({
+            **row, "setting": cell.setting, "system": cell.system, "published as": cell.published_as,
+            "measured": cell.value, "difference": differences.get("paper"),
+            "readme difference": differences.get("readme"), "tolerance": cell.tolerance, "status": status,
+            "reason": reason, "significant": cell.significant,
+            "paper significant": published["paper"].significant if "paper" in published else None,
+        })  # fmt: skip
+    run = {(row["setting"], row["published as"]) for row in rows}
+    left = dict.fromkeys((c.setting, c.system) for c in table.cells if (c.setting, c.system) not in run)
+    for setting, system in left:
+        published = table.published(system, setting)
+        rows.append({
+            "setting": setting, "system": system, "published as": system, "status": NOT_RUN, "reason": "",
+            **{source: cell.value for source, cell in published.items()},
+        })  # fmt: skip
+    numbers = ["measured", "paper", "difference", "readme", "readme difference", "tolerance"]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    marks = {name: frame[name].astype(object).where(frame[name].notna(), None) for name in _MARKS}
+    return frame.assign(**marks).astype(dict.fromkeys(numbers, float))
+
+
+def within(difference: float, tolerance: float) -> bool:
+    """Whether a difference is within a tolerance, but for the last bits of floating point."""
+    return abs(difference) <= tolerance + 1e-9
+
+
+def _status(cell: Measured, differences: Mapping[str, float], not_compared: str | None) -> tuple[str, str]:
+    if cell.published_as is None:
+        return NOT_PUBLISHED, "; ".join(cell.mismatches)
+    if not_compared and (differences or cell.mismatches):
+        return NOT_COMPARED, not_compared
+    if cell.mismatches:
+        return NOT_COMPARABLE, "; ".join(cell.mismatches)
+    if not differences:
+        return NOT_PUBLISHED, ""
+    agreeing = [source for source, difference in differences.items() if within(difference, cell.tolerance)]
+    if not agreeing:
+        return DIFFERS, ""
+    return REPRODUCED, "" if len(agreeing) == len(differences) else f"within tolerance of the {agreeing[0]}'s value"

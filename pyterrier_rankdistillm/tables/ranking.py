@@ -1,0 +1,247 @@
+"""Who ranks what: the first stage's documents for a task, and the systems' runs over them, kept as files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyterrier as pt
+
+from .. import runs
+from ..reranker import MonoElectraReRanker
+from ..runs.identity import frame_digest
+from . import inputs
+from .catalogue import FIRST_STAGE, Task
+from .inputs import DataUnavailable
+from .pooling import Part
+from .settings import Settings, file_name
+
+_OTHERS = "documents that the first stage has not"
+_SHARD = 8  # topics that are lost at most when a run is interrupted
+
+
+class ReproductionError(ValueError):
+    """Nothing could be run, or a system gave no ranking of what it was given."""
+
+
+@dataclass
+class Ranked:
+    """A first stage on a task, and the systems' runs over it.
+
+    Args:
+        stage: What the user calls the first stage.
+        task: The task.
+        topics: Its judged topics.
+        all_topics: How many topics were given, judged or not.
+        qrels: Its judgements.
+        found: The first stage's run.
+        as_found: By what number a topic goes in the first stage's run file, where it is another than in the topics.
+        record: What all this was made from.
+        kept: The part of ``found`` that the systems rank: all of it, or where the texts are.
+        runs: The systems' runs.
+    """
+
+    stage: str
+    task: Task
+    topics: pd.DataFrame
+    all_topics: int
+    qrels: pd.DataFrame
+    found: pd.DataFrame
+    as_found: dict[str, str]
+    record: dict[str, Any]
+    kept: pd.DataFrame
+    runs: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def part(self, runs: Mapping[str, pd.DataFrame]) -> Part:
+        """The task with some of its runs, to be pooled."""
+        return Part(self.task.name, self.topics, self.qrels, runs, self.as_found)
+
+    @property
+    def topic_counts(self) -> tuple[int, int]:
+        """How many topics there are, and how many there should be."""
+        wanted = self.task.topics
+        whole = wanted in (0, len(self.topics), self.all_topics)
+        return (wanted, wanted) if whole else (len(self.topics), wanted)
+
+    @property
+    def usual_depth(self) -> int:
+        """How many documents a topic usually has; some have fewer where the collection has no more."""
+        return int(self.found.groupby("qid").size().median())
+
+    def others(self, system: str) -> int:
+        """How many documents a finished run ranks that are not the first stage's."""
+        return int(self.record["systems"].get(system, {}).get(_OTHERS, 0))
+
+
+def left_out(not_run: Iterable[tuple[str, str, str]]) -> list[str]:
+    """What was not run, why, and what to do, in lines; tasks with one reason share a line."""
+    tasks: dict[tuple[str, str], list[str]] = {}
+    for task, why, what_to_do in not_run:
+        tasks.setdefault((why, what_to_do), []).append(task)
+    return [f"{', '.join(names)}: not run. {why} {what_to_do}" for (why, what_to_do), names in tasks.items()]
+
+
+class Ranking:
+    """Makes and collects the runs of one reproduction.
+
+    Args:
+        settings: What was asked for.
+        folder: Where run files are made.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.notes: list[str] = []
+        self.not_run: dict[tuple[str, str, str], None] = {}
+        self.made_with: dict[str, Any] = {}
+
+    def candidates(self, stage: str, task: Task, source: Any) -> Ranked | None:
+        """A first stage's documents for a task; None, and noted, where they cannot be had."""
+        settings = self.settings
+        if source is None:
+            self._leave_out(task, "No first stage was given for it.", f"Give one, by task or corpus. {task.what_to_do}")
+            return None
+        try:
+            topics = inputs.load_topics(inputs.of_task(settings.topics, task), task)
+            qrels = inputs.load_qrels(inputs.of_task(settings.qrels, task), task)
+            judged = topics[topics["qid"].isin(qrels["qid"])].reset_index(drop=True)
+            if judged.empty:
+                raise ValueError(
+                    f"reproduce: topics and qrels of {task.name} must share topics, got none that they do."
+                )
+            found, as_found, origin = self._first_stage(stage, task, source, topics, judged)
+        except DataUnavailable as error:
+            self._leave_out(task, str(error), task.what_to_do)
+            return None
+        record = {
+            "first stage": stage, "task": task.name, "topics": len(judged), "topics md5": frame_digest(judged),
+            "query fields": list(topics.attrs.get("query_fields", ("query",))), "qrels md5": frame_digest(qrels),
+            "first stage's run": origin, "depth": settings.depth, "documents": len(found), "systems": {},
+        }  # fmt: skip
+        return Ranked(stage, task, judged, len(topics), qrels, found, as_found, record, kept=found)
+
+    def systems(self, ranked: Ranked) -> bool:
+        """Makes or reads the systems' runs; False, and noted, where texts cannot be had."""
+        with_text = ranked.found
+        if self.settings.needs_text:
+            try:
+                with_text = self._with_text(ranked)
+            except DataUnavailable as error:
+                self._leave_out(ranked.task, str(error), ranked.task.what_to_do)
+                return False
+        ranked.kept = with_text.drop(columns="text", errors="ignore")
+        for name, system in self.settings.systems.items():
+            path = self._path(ranked.stage, ranked.task, name)
+            if isinstance(system, pt.Transformer):
+                run, record = self._make(name, system, with_text, ranked.topics, path)
+                device = str(system.scorer.device) if isinstance(system, MonoElectraReRanker) else None
+                self.made_with[name] = {**record["teacher"], "device": device}
+                about = {key: record[key] for key in ("rows", "md5", "seconds")}
+            else:
+                run, about = self._finished(name, system, ranked)
+                self._keep(run, path)
+            ranked.runs[name] = run
+            ranked.record["systems"][name] = about
+        return True
+
+    def nothing_ran(self) -> ReproductionError:
+        """Why, and what to do."""
+        why = "\n".join(f"- {line}" for line in left_out(self.not_run))
+        return ReproductionError(f"reproduce: nothing of {self.settings.table.name} could be run:\n{why}")
+
+    def note(self, note: str | None) -> None:
+        """Notes what a reader of the numbers has to know, once."""
+        if note and note not in self.notes:
+            self.notes.append(note)
+
+    def _first_stage(
+        self, stage: str, task: Task, source: Any, topics: pd.DataFrame, judged: pd.DataFrame
+    ) -> tuple[pd.DataFrame, dict[str, str], dict[str, Any]]:
+        path = self._path(stage, task, FIRST_STAGE)
+        if isinstance(source, pt.Transformer):
+            found, record = self._make(FIRST_STAGE, pt.Transformer.identity(), source, judged, path)
+            return found, {}, {"made by": record["first_stage"], "md5": record["md5"]}
+        loaded = inputs.load_run(source, task)
+        self.note(loaded.note)
+        found, as_found = inputs.matching_numbers(loaded.frame, topics, task)
+        found = found[found["qid"].isin(judged["qid"]) & (found["rank"] < self.settings.depth)].reset_index(drop=True)
+        if found.empty:
+            raise DataUnavailable(f"The first stage has none of its {len(judged)} judged topics.")
+        self._keep(found, path)
+        return found, as_found, loaded.origin
+
+    def _with_text(self, ranked: Ranked) -> pd.DataFrame:
+        task = ranked.task
+        with_text, fields = inputs.add_text(ranked.found, inputs.of_task(self.settings.text, task), task)
+        there, wanted = len(with_text), len(ranked.found)
+        if there == 0 or (there < wanted and not self.settings.condensed):
+            raise ReproductionError(
+                f"reproduce: text must have the {wanted} documents to be ranked for {task.name}, got {there} of them. "
+                f"Give all texts, or rank those that are there with condensed=True."
+            )
+        ranked.record["document fields"] = list(fields)
+        return with_text
+
+    def _make(
+        self,
+        name: str,
+        system: pt.Transformer,
+        first_stage: pt.Transformer | pd.DataFrame,
+        topics: pd.DataFrame,
+        path: Path,
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """A run in resumable, checked shards: what a teacher's run needs, a system's needs too."""
+        settings = self.settings
+        try:
+            made = runs.make_teacher_run(
+                system, first_stage, topics, path, depth=settings.depth, shard_size=_SHARD, verbose=settings.verbose
+            )
+        except runs.TeacherError as error:
+            what = str(error).removeprefix("make_teacher_run: ")
+            raise ReproductionError(f"reproduce: {name!r} cannot be evaluated: {what}") from error
+        return made.read(), made.record
+
+    def _finished(self, name: str, system: Any, ranked: Ranked) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """A run that was made elsewhere, of the documents that the other systems rank."""
+        loaded = inputs.load_run(system, ranked.task)
+        self.note(loaded.note)
+        run, _ = inputs.matching_numbers(loaded.frame, ranked.topics, ranked.task)
+        run = run[run["qid"].isin(ranked.topics["qid"]) & (run["rank"] < self.settings.depth)]
+        pairs, found, kept = (
+            pd.MultiIndex.from_frame(frame[["qid", "docno"]]) for frame in (run, ranked.found, ranked.kept)
+        )
+        others = int((~pairs.isin(found)).sum())
+        if others == len(run):
+            raise ReproductionError(
+                f"reproduce: the run of {name!r} must rank documents of the first stage on {ranked.task.name}, got "
+                f"none of them. Is it a run of these topics?"
+            )
+        if self.settings.condensed:
+            run = run[pairs.isin(kept)]
+        run = run.reset_index(drop=True)
+        return run, {**loaded.origin, "rows": len(run), _OTHERS: others}
+
+    def _keep(self, run: pd.DataFrame, path: Path) -> None:
+        """Saves a run that was made elsewhere beside those that are made here."""
+        if self.settings.folder is None:
+            return
+        if not path.exists():
+            runs.write(run, path)
+        elif not _same(runs.read(path), run):
+            raise FileExistsError(f"{os.fspath(path)} exists and is another run. Choose another folder, or remove it.")
+
+    def _path(self, stage: str, task: Task, system: str) -> Path:
+        return self.folder / file_name(stage) / file_name(task.name) / f"{file_name(system)}.run.gz"
+
+    def _leave_out(self, task: Task, why: str, what_to_do: str) -> None:
+        self.not_run[task.name, why, what_to_do] = None
+
+
+def _same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    columns = ["qid", "docno", "score"]
+    return len(one) == len(other) and all(one[name].tolist() == other[name].tolist() for name in columns)

@@ -1,0 +1,374 @@
+"""The paper's tables, run with ``pt.Experiment`` and measured against what was published."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ir_datasets
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from ir_measures import Measure, nDCG
+
+from . import inputs, provenance
+from .catalogue import ARITHMETIC, ARTEFACTS, DEPTH, FIRST_STAGE, GEOMETRIC, TABLES, YEARS, Table, Task, table, tasks
+from .comparison import Measured, compare, identify, mismatches
+from .evaluation import CELL, MAIN, by_query, geometric_mean, means, parse, with_relevance
+from .inputs import Given, Run, Text
+from .pooling import Mode, Pool, pool
+from .ranking import Ranked, Ranking, ReproductionError
+from .result import Reproduction
+from .settings import CONDENSED, Settings
+
+
+def reproduce(
+    name: str | pt.datasets.Dataset,
+    systems: Mapping[str, Run],
+    *,
+    first_stage: Run | Mapping[str, Any],
+    measures: Sequence[str | Measure] = (nDCG @ 10,),
+    baseline: str | None = None,
+    mode: Mode = "corrected",
+    depth: int = DEPTH,
+    published: Mapping[str, str] | None = None,
+    topics: Given | Mapping[str, Given] | None = None,
+    qrels: Given | Mapping[str, Given] | None = None,
+    text: Text | Mapping[str, Text] | None = None,
+    condensed: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    verbose: bool = False,
+) -> Reproduction:
+    """Runs systems as a table of the paper did, and holds each cell against the published one.
+
+    ::
+
+        base = MonoElectra("webis/monoelectra-base")
+        result = reproduce("trec-dl-2019", {"base": base}, first_stage="colbert.run.gz")
+        result.table, result.comparison, result.to_html("report.html")
+
+    A cell is reproduced if it is within the tolerance of a published one (0.0005 for run files, 0.004 for models, which
+    were published from bf16-mixed runs) and number of topics, depth and first stage are the paper's. Which first stage
+    a run is shows in its own nDCG@10, which is checked before any system runs.
+
+    Args:
+        name: ``"trec-dl-2019"``, ``"trec-dl-2020"``, ``"trec-dl"`` (both years and their mean), ``"tirex"``,
+            ``"ablation-loss"`` or ``"ablation-size"`` (queries x depth; both on TREC DL); or any other ir_datasets id
+            or PyTerrier dataset, for which nothing was published.
+        systems: Re-rankers by name, which get ``qid``, ``query``, ``docno``, ``text``, ``score`` and ``rank``; or
+            finished runs (files or frames) that were made over the same first stage. None: the first stage alone.
+        first_stage: A run (file or frame) or a retriever; or a mapping of first stages by name (``"bm25"``,
+            ``"colbertv2"``), or by task or corpus, or by name and then by task. In the name of a file ``{task}``
+            stands for the task, with dashes for slashes. ``"tira"`` (or ``"tira:task/team/software"``) asks TIRA.
+        measures: ir-measures' measures, as objects or names; nDCG@10 is always added. Binary ones without a relevance
+            level of their own get the task's (2 on TREC DL).
+        baseline: The system to test the others against, by paired t-test with Holm's correction over the systems of
+            the call; default: the first system.
+        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which published cells
+            compare with; see ``pooling.pool``.
+        depth: Documents a topic, at most.
+        published: Which published row a system stands for, by the system's name; default: that of the model it was
+            loaded from, or of its own name. ``table(name).systems`` of ``tables.catalogue`` lists them.
+        topics: A frame, a file (qid, tab, query) or a dataset, or a mapping of those by task or corpus; default:
+            ir_datasets'. Topics without judgements are left out.
+        qrels: Likewise: a frame, a TREC file or a dataset.
+        text: Likewise: a frame with ``docno`` and ``text``, a file (JSON lines), a dataset, or a text loader. Needed
+            for systems that are no runs.
+        condensed: Rank only the documents that ``text`` has. Such cells are marked as condensed lists, and compare with
+            nothing that was published.
+        folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call goes on where
+            an earlier one stopped. Needs pyarrow.
+        verbose: Say on stderr what is found, and show progress bars.
+
+    Raises:
+        ValueError: Arguments that contradict each other or themselves; all are named.
+        ReproductionError: Nothing could be run; the message says what to do for each task. Or a system drops, invents
+            or repeats documents, or gives scores that are no numbers.
+        FileExistsError: ``folder`` holds runs of other work.
+
+    Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
+    """
+    chosen, topics, qrels, text = _table(name, topics, qrels, text)
+    if not isinstance(systems, Mapping):
+        raise ValueError(f"reproduce: systems must be a mapping of names to systems, got {type(systems).__name__}.")
+    settings = Settings(
+        table=chosen,
+        systems=dict(systems),
+        measures=parse(measures),
+        baseline=baseline,
+        mode=mode,
+        depth=depth,
+        published=dict(published or {}),
+        topics=topics,
+        qrels=qrels,
+        text=text,
+        condensed=condensed,
+        folder=None if folder is None else Path(folder).expanduser().absolute(),
+        verbose=verbose,
+    )
+    stages = inputs.first_stages(first_stage, chosen)
+    with ExitStack() as stack:
+        scratch = settings.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        result = _Reproducing(settings, Ranking(settings, scratch / "runs")).run(stages)
+    if settings.folder is not None:
+        result.save(settings.folder)
+    return result
+
+
+class _Reproducing:
+    """One call of ``reproduce``: first stages, then systems, then numbers."""
+
+    def __init__(self, settings: Settings, ranking: Ranking) -> None:
+        self.settings = settings
+        self.table = settings.table
+        self.ranking = ranking
+        self.pools_tasks = settings.table.settings == "corpus"
+        self.mode: Mode = settings.mode if self.pools_tasks else "corrected"
+        self.cells: list[dict[str, Any]] = []
+        self.task_cells: list[dict[str, Any]] = []
+        self.per_query: list[pd.DataFrame] = []
+        self.measured: list[Measured] = []
+
+    def run(self, stages: Mapping[str, Mapping[str, Any]]) -> Reproduction:
+        """Runs everything.
+
+        Args:
+            stages: The first stages' sources, by name and task.
+        """
+        settings: dict[str, tuple[list[Ranked], tuple[str, ...]]] = {}
+        for stage, sources in stages.items():
+            settings |= self._first_stage(stage, sources, taken=settings)
+        ran: dict[str, list[Ranked]] = {}
+        for setting, (candidates, problems) in settings.items():
+            ranked = [task for task in candidates if self.ranking.systems(task)]
+            if ranked:
+                self._evaluate(setting, ranked, problems)
+                ran[setting] = ranked
+        if not ran:
+            raise self.ranking.nothing_ran()
+        self._means(ran)
+        return self._result([r for ranked in ran.values() for r in ranked])
+
+    def _first_stage(
+        self, stage: str, sources: Mapping[str, Any], taken: Mapping[str, Any]
+    ) -> dict[str, tuple[list[Ranked], tuple[str, ...]]]:
+        """A first stage's documents by setting, and why its cells do not compare with the paper's."""
+        candidates = [self.ranking.candidates(stage, task, sources.get(task.name)) for task in self.table.tasks]
+        ranked = [found for found in candidates if found is not None]
+        if self.pools_tasks:
+            corpora = {r.task.corpus: [other for other in ranked if other.task.corpus == r.task.corpus] for r in ranked}
+            return {corpus: (parts, self._checked(stage, corpus, parts)[1]) for corpus, parts in corpora.items()}
+        settings = {}
+        for r in ranked:
+            name, problems = self._checked(stage, r.task.name, [r])
+            # A run that turns out to be one of the paper's goes under the paper's name, unless another one does.
+            known = f"{name}/{r.task.name}"
+            settings[known if name and known not in taken else f"{stage}/{r.task.name}"] = ([r], problems)
+        return settings
+
+    def _checked(self, stage: str, place: str, ranked: list[Ranked]) -> tuple[str | None, tuple[str, ...]]:
+        """The paper's name of a first stage, and what keeps its cells from comparing with the paper's."""
+        pooled = self._pool(place, ranked, {FIRST_STAGE: "found"})
+        value = means(pooled, (MAIN,))[0]["value"]
+        identified = identify(self.table, stage, place, value)
+        problems = mismatches(
+            first_stage=identified.problem,
+            topics={r.task.name: r.topic_counts for r in ranked},
+            # Small corpora have fewer documents to find, so that there only what was asked for counts.
+            depths=[self.settings.depth if self.pools_tasks else r.usual_depth for r in ranked],
+        )
+        problems = problems if self.table.cells else ()
+        if self.settings.verbose:
+            what = "; ".join(problems) or (f"the paper's {identified.name}" if identified.name else "not published")
+            print(f"{stage} on {place}: {MAIN} {value:.3f}, {what}", file=sys.stderr)
+        return identified.name, problems
+
+    def _evaluate(self, setting: str, ranked: list[Ranked], problems: tuple[str, ...]) -> None:
+        """The cells of a setting."""
+        settings = self.settings
+        measures = with_relevance(settings.measures, ranked[0].task.relevant)
+        found, kept = sum(len(r.found) for r in ranked), sum(len(r.kept) for r in ranked)
+        part = self._part_of(setting, ranked)
+        if settings.condensed:  # the first stage as it is does not belong to the systems that are compared
+            whole = self._pool(setting, ranked, {FIRST_STAGE: "found"})
+            self._add(setting, ranked, whole, measures, None, (found, found))
+            self._measure(setting, FIRST_STAGE, (*part, *problems))
+        pooled = self._pool(setting, ranked, {settings.first_row: "kept", **dict.fromkeys(settings.systems, "runs")})
+        self._add(setting, ranked, pooled, measures, settings.tested_against, (kept, found))
+        condensed = (f"condensed: {kept} of {found} documents",) if kept != found else ()
+        alone = len(self._pool(setting, ranked, {FIRST_STAGE: "found"}).topics)
+        shared = (f"{len(pooled.topics)} of {alone} topics that every system has",) * (len(pooled.topics) != alone)
+        for system in pooled.runs:
+            others = sum(r.others(system) for r in ranked)
+            strange = (f"{others} documents that the first stage has not",) if others else ()
+            self._measure(setting, system, (*part, *problems, *condensed, *shared, *strange))
+        if self.pools_tasks:
+            self._add_tasks(ranked)
+
+    def _pool(self, setting: str, ranked: list[Ranked], rows: Mapping[str, str]) -> Pool:
+        """Tasks pooled, with the runs of some rows: what was ``"found"``, what was ``"kept"`` of it, or ``"runs"``."""
+        parts = [
+            r.part({row: r.runs[row] if which == "runs" else getattr(r, which) for row, which in rows.items()})
+            for r in ranked
+        ]
+        pooled = pool(parts, self.mode)
+        if pooled.topics.empty:
+            raise ReproductionError(f"reproduce: {setting} has no judged topic that every run has documents for.")
+        return pooled
+
+    def _add(
+        self,
+        setting: str,
+        ranked: list[Ranked],
+        pooled: Pool,
+        measures: Sequence[Measure],
+        baseline: str | None,
+        documents: tuple[int, int],
+    ) -> None:
+        """Evaluates runs twice: means with their tests, and query by query."""
+        counts = {"setting": setting, "documents": documents[0], "retrieved": documents[1]}
+        self.cells += [{**counts, **cell} for cell in means(pooled, measures, baseline)]
+        frame = by_query(pooled, measures)
+        queries = _queries(ranked, self.mode)
+        frame.insert(0, "setting", setting)
+        frame.insert(3, "query", [queries.get(qid, "") for qid in frame["qid"]])
+        self.per_query.append(frame)
+
+    def _add_tasks(self, ranked: list[Ranked]) -> None:
+        """Task by task, each on its own topics."""
+        for r in ranked:
+            alone = pool([r.part({self.settings.first_row: r.kept, **r.runs})], "corrected")
+            measures = with_relevance(self.settings.measures, r.task.relevant)
+            self.task_cells += [{"task": r.task.name, **cell} for cell in means(alone, measures)]
+
+    def _measure(self, setting: str, system: str, problems: tuple[str, ...]) -> None:
+        """Notes a cell for the comparison."""
+        cell = next(c for c in self.cells if (c["setting"], c["system"], c["measure"]) == (setting, system, str(MAIN)))
+        self.measured.append(
+            Measured(
+                setting=setting,
+                system=system,
+                published_as=self.settings.published_as(system),
+                value=cell["value"],
+                tolerance=self.settings.tolerance(system),
+                significant=cell.get("significant"),
+                mismatches=problems,
+            )
+        )
+
+    def _part_of(self, corpus: str, ranked: list[Ranked]) -> tuple[str, ...]:
+        """Whether all tasks of a corpus are there."""
+        wanted = [task for task in self.table.tasks if task.corpus == corpus] if self.pools_tasks else ranked
+        return () if len(ranked) == len(wanted) else (f"{len(ranked)} of {len(wanted)} tasks",)
+
+    def _means(self, ran: Mapping[str, list[Ranked]]) -> None:
+        """Over the corpora, or the two years; over fewer they go under another name than the paper's."""
+        settings = list(ran)
+        if self.pools_tasks and len(settings) > 1:
+            corpora = {task.corpus for task in self.table.tasks}
+            part = "" if len(settings) == len(corpora) else f" ({len(settings)} of {len(corpora)} corpora)"
+            self._mean(f"{ARITHMETIC}{part}", settings, np.mean)
+            self._mean(f"{GEOMETRIC}{part}", settings, geometric_mean)
+        elif not self.pools_tasks and len(self.table.tasks) > 1:
+            for stage in dict.fromkeys(ranked[0].stage for ranked in ran.values()):
+                years = [setting for setting, ranked in ran.items() if ranked[0].stage == stage]
+                names = {setting.rpartition("/")[0] for setting in years}
+                if len(years) == len(self.table.tasks):
+                    self._mean(f"{names.pop() if len(names) == 1 else stage}/{YEARS}", years, np.mean)
+
+    def _mean(self, mean: str, settings: list[str], of: Callable[[list[float]], Any]) -> None:
+        """Adds a mean over settings, for every system and measure."""
+        for system, measure in dict.fromkeys((cell["system"], cell["measure"]) for cell in self.cells):
+            cells = [
+                cell
+                for cell in self.cells
+                if (cell["system"], cell["measure"]) == (system, measure) and cell["setting"] in settings
+            ]
+            if len(cells) < len(settings):  # relevance levels differ, and with them the measures
+                self.ranking.note(f"There is no {mean} of {measure}, since not every setting has it.")
+                continue
+            totals = {key: sum(cell[key] for cell in cells) for key in ("topics", "documents", "retrieved")}
+            value = float(of([cell["value"] for cell in cells]))
+            self.cells.append({"setting": mean, "system": system, "measure": measure, "value": value, **totals})
+        for system in dict.fromkeys(cell.system for cell in self.measured):
+            odd = [m.setting for m in self.measured if m.system == system and m.setting in settings and m.mismatches]
+            self._measure(mean, system, (f"{len(odd)} of {len(settings)} settings not comparable",) if odd else ())
+
+    def _result(self, ran: list[Ranked]) -> Reproduction:
+        settings, ranking = self.settings, self.ranking
+        if self.table.name == "tirex":
+            for corpus in dict.fromkeys(r.task.corpus for r in ran):
+                ranking.note(f"{corpus}: {ARTEFACTS[corpus]}" if corpus in ARTEFACTS else None)
+        if settings.condensed:
+            ranking.note(
+                f"Condensed lists: the systems ranked only the documents whose text was given. Their cells compare "
+                f"with {CONDENSED!r}, and with nothing that was published."
+            )
+        by_corrected = self.pools_tasks and self.mode == "corrected"
+        rows = [FIRST_STAGE, CONDENSED, *settings.systems]
+        cells = pd.DataFrame(self.cells, columns=list(CELL)).astype(CELL)
+        cells = cells.sort_values("system", key=lambda column: column.map(rows.index), kind="stable", ignore_index=True)
+        return Reproduction(
+            name=self.table.name,
+            mode=self.mode,
+            measures=tuple(dict.fromkeys(cells["measure"])),
+            baseline=settings.tested_against if cells["p_value"].notna().any() else None,
+            cells=cells,
+            comparison=compare(
+                self.table,
+                self.measured,
+                not_compared="published cells hold for mode='as_published'" if by_corrected else None,
+            ),
+            per_query=pd.concat(self.per_query, ignore_index=True),
+            tasks=pd.DataFrame(self.task_cells, columns=["task", "system", "measure", "value", "topics"]),
+            not_run=pd.DataFrame(list(ranking.not_run), columns=["task", "why", "what to do"]),
+            notes=tuple(ranking.notes),
+            provenance={
+                "table": self.table.name,
+                "mode": self.mode,
+                "depth": settings.depth,
+                "condensed": settings.condensed,
+                "significance": "paired t-test, Holm over the systems of the call, alpha 0.05",
+                "systems": ranking.made_with,
+                "runs": [r.record for r in ran],
+                "versions": provenance.versions(),
+                "hardware": provenance.hardware(),
+            },
+        )
+
+
+def _queries(ranked: Sequence[Ranked], mode: Mode) -> dict[str, str]:
+    """What the topics of a pool ask."""
+    several = mode == "corrected" and len(ranked) > 1
+    queries: dict[str, str] = {}
+    for r in ranked:
+        for qid, query in zip(r.topics["qid"], r.topics["query"], strict=True):
+            name = f"{r.task.name}:{qid}" if several else r.as_found.get(qid, qid) if mode == "as_published" else qid
+            queries[name] = f"{queries[name]} / {query}" if queries.get(name, query) != query else query
+    return queries
+
+
+def _table(name: str | pt.datasets.Dataset, topics: Any, qrels: Any, text: Any) -> tuple[Table, Any, Any, Any]:
+    """A table of the paper, or a dataset that is none, which then stands for what is not given beside it."""
+    if isinstance(name, str):
+        if name in TABLES:
+            return table(name), topics, qrels, text
+        plain = name.removeprefix("irds:")
+        known = {task.dataset: task for task in tasks().values()}
+        if plain in known and known[plain].name in TABLES:
+            return table(known[plain].name), topics, qrels, text
+        if ":" not in plain and plain not in ir_datasets.registry:
+            raise ValueError(
+                f"reproduce: name must be one of {', '.join(TABLES)}, an ir_datasets id, or a PyTerrier dataset, got "
+                f"{name!r}."
+            )
+        task = known.get(plain, Task(name=plain, corpus=plain))
+    else:
+        task = Task(name=repr(name), corpus=repr(name))
+    topics, qrels, text = (name if given is None else given for given in (topics, qrels, text))
+    return Table(task.name, (task,)), topics, qrels, text

@@ -1,0 +1,175 @@
+"""What a reproduction found, as frames, as files, and in the forms that ``report`` gives it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..runs._atomic import replacing
+from .comparison import DIFFERS, NOT_COMPARABLE, REPRODUCED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULT, PER_QUERY = "result.json", "per_query.parquet"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Reproduction:
+    """The result of ``reproduce``. Printed, it is a table with its comparison.
+
+    Args:
+        name: The table that was reproduced, or the dataset that was evaluated.
+        mode: How tasks of a corpus were pooled.
+        measures: The measures' names; nDCG@10 is the first.
+        baseline: The system that the others are tested against; None where nothing was tested.
+        cells: One row a setting, system and measure: ``value``, ``topics``, ``documents`` (ranked), ``retrieved`` (by
+            the first stage), ``better`` and ``worse`` (topics, against the baseline), ``p_value``,
+            ``p_value_corrected`` (Holm, over the systems of the call) and ``significant``.
+        comparison: Measured beside published; see ``comparison.compare``.
+        per_query: One row a setting, system, topic and measure: ``setting``, ``system``, ``qid``, ``query``,
+            ``measure``, ``value``.
+        tasks: As ``cells``, task by task, where a setting pools several; empty elsewhere.
+        not_run: ``task``, ``why`` and ``what to do`` of what could not be run.
+        notes: What a reader of the numbers has to know.
+        provenance: What the numbers were made with.
+    """
+
+    name: str
+    mode: str
+    measures: tuple[str, ...]
+    baseline: str | None
+    cells: pd.DataFrame
+    comparison: pd.DataFrame
+    per_query: pd.DataFrame
+    tasks: pd.DataFrame
+    not_run: pd.DataFrame
+    notes: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Systems by settings; columns name the measure too where there is more than one."""
+        from .report import row_names
+
+        cells = self.cells
+        columns = cells["setting"] if len(self.measures) == 1 else cells["setting"] + " " + cells["measure"]
+        wide = cells.assign(column=columns).pivot_table(
+            index="system", columns="column", values="value", sort=False, aggfunc="first"
+        )
+        wide = wide.reindex(index=cells["system"].unique(), columns=columns.unique())
+        return wide.rename(index=row_names(cells)).rename_axis(columns=None)
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether everything that was run and has a published cell was reproduced; None where nothing has one."""
+        statuses = set(self.comparison["status"])
+        if statuses & {DIFFERS, NOT_COMPARABLE}:
+            return False
+        return True if REPRODUCED in statuses else None
+
+    def to_markdown(self) -> str:
+        """The table (best bold, second italic, * for significance), the comparison and the notes."""
+        from .report import markdown
+
+        return markdown(self)
+
+    def to_latex(self) -> str:
+        """The table for a paper: booktabs, best bold, second underlined, * for significance."""
+        from .report import latex
+
+        return latex(self)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """One self-contained page: table, comparison, differences by query, plot, and what it was made with.
+
+        Args:
+            path: A file to write it to as well.
+
+        Raises:
+            ImportError: jinja2 or matplotlib is missing.
+        """
+        from .report import page
+
+        text = page(self)
+        if path is not None:
+            with replacing(Path(path).expanduser().absolute()) as scratch:
+                scratch.write_text(text, encoding="utf-8")
+        return text
+
+    def plot(self) -> Figure:
+        """nDCG@10 of the systems in every setting, measured and published.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        from .report import plot
+
+        return plot(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes ``result.json`` and ``per_query.parquet``, from which ``Reproduction.open`` makes an equal result."""
+        folder = Path(folder).expanduser()
+        frames = {name: _records(getattr(self, name)) for name in _FRAMES}
+        plain = {"name": self.name, "mode": self.mode, "measures": list(self.measures), "baseline": self.baseline}
+        content = {**plain, **frames, "notes": list(self.notes), "provenance": self.provenance}
+        with replacing(folder / PER_QUERY) as scratch:
+            self.per_query.to_parquet(scratch, index=False)
+        with replacing(folder / RESULT) as scratch:
+            scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Reproduction:
+        """Reads what ``save`` wrote."""
+        folder = Path(folder).expanduser()
+        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        frames = {name: _frame(content[name]) for name in _FRAMES}
+        return cls(
+            name=content["name"],
+            mode=content["mode"],
+            measures=tuple(content["measures"]),
+            baseline=content["baseline"],
+            per_query=pd.read_parquet(folder / PER_QUERY),
+            notes=tuple(content["notes"]),
+            provenance=content["provenance"],
+            **frames,
+        )
+
+    def __str__(self) -> str:
+        from .report import text
+
+        return text(self)
+
+    def __repr__(self) -> str:
+        return f"Reproduction({self.name!r}, agrees={self.agrees})"
+
+    def _repr_html_(self) -> str:
+        from .report import fragment
+
+        return fragment(self)
+
+
+_FRAMES = ("cells", "comparison", "tasks", "not_run")
+
+
+def _records(frame: pd.DataFrame) -> dict[str, Any]:
+    """A frame as JSON values, column by column, with their types."""
+    values = frame.astype(object).where(frame.notna(), None)
+    return {
+        "columns": {str(column): str(frame[column].dtype) for column in frame.columns},
+        "rows": [[value.item() if hasattr(value, "item") else value for value in row] for row in values.to_numpy()],
+    }
+
+
+def _frame(content: dict[str, Any]) -> pd.DataFrame:
+    frame = pd.DataFrame(content["rows"], columns=list(content["columns"]), dtype=object)
+    # Texts are "str" in pandas 3 and "object" in pandas 2, which may have written what the other reads.
+    kinds = {name: kind for name, kind in content["columns"].items() if kind not in ("object", "str")}
+    texts = [name for name, kind in content["columns"].items() if kind == "str"]
+    return frame.astype(kinds).astype(dict.fromkeys(texts, str if texts else object))

@@ -1,0 +1,119 @@
+"""The arguments of ``reproduce``, checked together, and what follows from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+import pyterrier as pt
+from ir_measures import Measure
+
+from .catalogue import DEPTH, FIRST_STAGE, Table
+from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
+from .inputs import Run
+from .pooling import Mode
+
+CONDENSED = "first stage, condensed"
+"""The row of the first stage's documents whose text is there, in its order."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of ``reproduce``, which says what they mean.
+
+    Raises:
+        ValueError: Some contradict themselves or each other; all are named.
+    """
+
+    table: Table
+    systems: dict[str, Run]
+    measures: tuple[Measure, ...]
+    baseline: str | None
+    mode: Mode
+    depth: int
+    published: dict[str, str]
+    topics: Any
+    qrels: Any
+    text: Any
+    condensed: bool
+    folder: Path | None
+    verbose: bool
+
+    def __post_init__(self) -> None:
+        problems = [*self._problems_of_systems(), *self._problems_of_the_rest()]
+        if problems:
+            raise ValueError("\n".join(f"reproduce: {problem}" for problem in problems))
+
+    @property
+    def first_row(self) -> str:
+        """The first stage among the systems that are compared."""
+        return CONDENSED if self.condensed else FIRST_STAGE
+
+    @property
+    def tested_against(self) -> str | None:
+        """The row that the others are tested against."""
+        row = self.baseline or next(iter(self.systems), None)
+        return self.first_row if row == FIRST_STAGE else row
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a system reads texts, or texts say what is ranked."""
+        return self.condensed or any(isinstance(system, pt.Transformer) for system in self.systems.values())
+
+    def published_as(self, system: str) -> str | None:
+        """The published row that a system stands for."""
+        if system == FIRST_STAGE:
+            return FIRST_STAGE
+        model = getattr(self.systems.get(system), "model", None)
+        candidates = (self.published.get(system), model if isinstance(model, str) else None, system)
+        return next((row for row in candidates if row in self.table.systems), None)
+
+    def tolerance(self, system: str) -> float:
+        """How far a row may be from what was published."""
+        return MODEL_TOLERANCE if isinstance(self.systems.get(system), pt.Transformer) else RUN_TOLERANCE
+
+    def _problems_of_systems(self) -> Iterator[str]:
+        for name, system in self.systems.items():
+            if not isinstance(name, str) or not name.strip() or name in (FIRST_STAGE, CONDENSED):
+                yield f"names of systems must be strings, and not {FIRST_STAGE!r}, got {name!r}. Rename it."
+            if not isinstance(system, pt.Transformer | pd.DataFrame | str | os.PathLike):
+                yield f"system {name!r} must be a transformer, a run file or a frame, got {type(system).__name__}."
+            elif isinstance(system, str | os.PathLike) and not _may_be_read(system):
+                yield f"system {name!r} must be a run file that exists, got {os.fspath(system)!r}."
+        files = [file_name(name) for name in self.systems if isinstance(name, str)]
+        if len(set(files)) < len(files):
+            yield f"names of systems must differ in letters and digits, got {', '.join(map(str, self.systems))}."
+
+    def _problems_of_the_rest(self) -> Iterator[str]:
+        rows = [FIRST_STAGE, *self.systems]
+        if self.baseline not in (None, *rows):
+            yield f"baseline must be one of {', '.join(map(str, rows))}, got {self.baseline!r}."
+        if self.mode not in get_args(Mode):
+            yield f"mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}."
+        if not isinstance(self.depth, int) or isinstance(self.depth, bool) or not 1 <= self.depth <= DEPTH:
+            yield f"depth must be from 1 to {DEPTH}, got {self.depth!r}."
+        for name, row in self.published.items():
+            if name not in self.systems:
+                yield f"published must have systems as keys, got {name!r}."
+            if row not in self.table.systems:
+                known = ", ".join(self.table.systems) or "none"
+                yield f"published rows of {self.table.name} are {known}, got {row!r}."
+        if self.condensed and self.text is None:
+            yield "condensed=True ranks only the documents that text has, but text is None. Give a frame or a file."
+        if self.folder is not None and importlib.util.find_spec("pyarrow") is None:
+            yield "folder needs pyarrow, which is not installed: pip install 'pyterrier-rankdistillm[report]'."
+
+
+def _may_be_read(path: str | os.PathLike[str]) -> bool:
+    return "{task}" in os.fspath(path) or Path(path).expanduser().is_file()
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
