@@ -1,10 +1,11 @@
-"""From topics to a teacher's run: any re-ranker over a first stage, resumably.
+"""From topics to a trained student: a first stage, a teacher's run over it, and the student that learns it.
 
-    python examples/teacher_run.py teacher.run.gz
-    python examples/teacher_run.py teacher.run.gz --teacher rankzephyr     # an LLM; needs a GPU
+    pip install pyterrier-rankdistillm[train]
+    python examples/teacher_run.py teacher.run.gz my-student
+    python examples/teacher_run.py teacher.run.gz my-student --teacher rankzephyr     # an LLM; needs a GPU
 
 Topics, passages and first stage are those of the demo collection that ships with the package. The teacher is a stand-in
-that counts shared words, so that the example runs anywhere in a second; with --teacher it is one of the LLMs of
+that counts shared words, so that the example runs anywhere in a minute or two; with --teacher it is one of the LLMs of
 pyterrier-generative (pip install pyterrier-generative). Stop it whenever you like: the same call goes on.
 """
 
@@ -16,15 +17,17 @@ from pathlib import Path
 import pandas as pd
 import pyterrier as pt
 
-from pyterrier_rankdistillm import runs
+from pyterrier_rankdistillm import Distillation, runs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="run file to write")
+    parser.add_argument("output", type=Path, help="the teacher's run file to write")
+    parser.add_argument("student", type=Path, help="checkpoint folder to write")
     parser.add_argument("--teacher", choices=["words", "rankzephyr", "rankgpt"], default="words")
     parser.add_argument("--queries", type=int, help="how many of the topics; default: all")
-    parser.add_argument("--depth", type=int, default=20, help="passages a query")
+    parser.add_argument("--depth", type=int, default=10, help="passages a query")
+    parser.add_argument("--epochs", type=float, default=1, help="passes over the queries")
     args = parser.parse_args()
 
     # 1. Candidates: any retriever, or a run file, as here.
@@ -40,6 +43,14 @@ def main() -> None:
     )
     print(f"{teacher_run.path}: {teacher_run.record['rows']} passages of {teacher_run.record['queries']} queries")
     print(teacher_run.read(dataset=dataset)[["qid", "rank", "score", "text"]].head().to_string(index=False))
+
+    # 3. The student: a small checkpoint that learns the teacher's order.
+    distillation = Distillation(
+        "rankdistillm:demo", teacher=teacher_run.path, depth=args.depth, epochs=args.epochs, batch_size=4
+    )
+    (first_stage >> distillation).fit(topics, None)
+    distillation.reranker.save(args.student)
+    print(f"{args.student}: re-ranks with MonoElectra({str(args.student)!r})")
 
 
 def make_teacher(name: str) -> pt.Transformer:

@@ -10,18 +10,35 @@ if TYPE_CHECKING:
     from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
     from .scoring.checkpoint import Checkpoint
     from .scoring.sources import CheckpointError
+    from .tables.reproduce import reproduce
+    from .tables.result import Reproduction
+    from .training.estimators import Distillation, FineTuning
 
 __version__ = version("pyterrier-rankdistillm")
 
-__all__ = ["Checkpoint", "CheckpointError", "MonoElectra", "MonoElectraReRanker", "TruncationWarning"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Distillation",
+    "FineTuning",
+    "MonoElectra",
+    "MonoElectraReRanker",
+    "Reproduction",
+    "TruncationWarning",
+    "reproduce",
+]
 
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
 _HOME = {
     "Checkpoint": ".scoring.checkpoint",
     "CheckpointError": ".scoring.sources",
+    "Distillation": ".training.estimators",
+    "FineTuning": ".training.estimators",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
+    "Reproduction": ".tables.result",
     "TruncationWarning": ".reranker",
+    "reproduce": ".tables.reproduce",
 }
 
 

@@ -12,7 +12,7 @@ from tiny import Tiny
 
 from pyterrier_rankdistillm import MonoElectra, __version__, cli, runs
 from pyterrier_rankdistillm.demo import show
-from pyterrier_rankdistillm.scoring.scorer import DType
+from pyterrier_rankdistillm.scoring.scorer import Precision
 
 # The tiny checkpoint reads 6 and 16 tokens.
 pytestmark = pytest.mark.filterwarnings("ignore::pyterrier_rankdistillm.TruncationWarning")
@@ -89,7 +89,7 @@ def test_demo_refuses_an_unknown_query(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_dtypes_of_the_command_line_are_those_of_the_scorer() -> None:
-    assert get_args(DType) == cli.DTYPES
+    assert get_args(Precision) == cli.DTYPES
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

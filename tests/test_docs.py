@@ -23,7 +23,7 @@ def blocks(page: Path) -> list[str]:
     return [re.sub(r"^    ", "", found["code"], flags=re.M) for found in REST.finditer(text)]
 
 
-@pytest.mark.parametrize("page", ["README.md", "index.rst", "reranking.rst"])
+@pytest.mark.parametrize("page", ["README.md", "index.rst", "reranking.rst", "training.rst", "reproduction.rst"])
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: str) -> None:
     code = blocks(ROOT / page if page == "README.md" else DOCS / page)
     assert code

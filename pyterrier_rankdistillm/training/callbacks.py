@@ -1,0 +1,89 @@
+"""What happens beside the steps of a training: a progress bar, a guard, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyterrier as pt
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+MEASURE = "measure"
+"""The validation measure's name in the Trainer's logs; its real name would have to pass through their prefixes."""
+
+_COMPLETE = "complete.json"
+"""Written into a checkpoint when all else is there: a killed process can leave half of one."""
+
+
+class Guard(TrainerCallback):
+    """Stops a training that has diverged, and marks checkpoints that are whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        loss = logs.get("loss", logs.get("train_loss", 0.0))  # the second, of all steps, is logged at the end
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"The training loss is {loss} at step {state.global_step}. Lower learning_rate, or use "
+                f"dtype='float32' instead of half precision."
+            )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            checkpoint = self.folder / f"checkpoint-{state.global_step}"
+            (checkpoint / _COMPLETE).write_text(json.dumps({"step": state.global_step}), encoding="utf-8")
+
+
+class ProgressBar(TrainerCallback):
+    """A progress bar with the loss and the last validation."""
+
+    def __init__(self, measure: str) -> None:
+        self.measure = measure
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" steps")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        for key, name in (("loss", "loss"), (f"eval_{MEASURE}", self.measure)):
+            if logs and key in logs:
+                self.shown[name] = f"{logs[key]:.4f}"
+        self.bar.set_postfix(self.shown)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.close()
+
+
+def tensorboard(folder: Path) -> TrainerCallback:
+    """Logs to ``folder/tensorboard``; TensorBoard must be installed."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard")))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    finished = [file.parent for file in folder.glob(f"checkpoint-*/{_COMPLETE}")]
+    return max(finished, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

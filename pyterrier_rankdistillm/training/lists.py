@@ -1,0 +1,256 @@
+"""The lists that a training consists of: which query comes when, which documents it has, as token ids with targets."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+from numpy.typing import NDArray
+
+from ..runs.rankings import Ranking, Rankings
+from ..runs.text import add_text
+from ..scoring.tokenizer import Pair, PairTokenizer, Tokens
+from .losses import Kind
+from .sampling import Draw, Sampling, generator, near_duplicate
+
+_KEPT_TOKENS = 64_000_000
+"""Token ids of documents that are kept, 256 MB: those of a smaller collection are made once, whatever the epochs."""
+
+
+@dataclass(frozen=True)
+class TrainingList:
+    """A query with some documents.
+
+    Args:
+        qid: The query's id.
+        pairs: Encoder inputs, one a document.
+        targets: What a loss compares scores with, by kind; each one number a document, shape (documents,).
+    """
+
+    qid: str
+    pairs: list[Pair]
+    targets: Mapping[Kind, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts by docno.
+
+    Args:
+        known: Those that are at hand.
+        loader: Gives all others; None: there are no others.
+    """
+
+    known: Mapping[str, str] = field(default_factory=dict)
+    loader: pt.Transformer | None = None
+
+    def __contains__(self, docno: object) -> bool:
+        return self.loader is not None or docno in self.known
+
+    def of(self, docnos: Sequence[str]) -> list[str]:
+        """The texts of some documents, fetched together.
+
+        Raises:
+            KeyError: There is none for a document.
+        """
+        unknown = [docno for docno in docnos if docno not in self.known]
+        if not unknown:
+            return [self.known[docno] for docno in docnos]
+        if self.loader is None:
+            raise KeyError(f"There is no text of document {unknown[0]!r}. Give a text loader or a dataset as text=.")
+        asked = pd.DataFrame({"qid": "", "docno": unknown})
+        loaded = dict(zip(unknown, add_text(asked, self.loader)["text"], strict=True))
+        return [loaded[docno] if docno in loaded else self.known[docno] for docno in docnos]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained on, wherever it lies.
+
+    Args:
+        rankings: One a query; a teacher's, or a first stage's whose lower parts are negatives.
+        members: Which of them are used, by their position, shape (queries,).
+        queries: Query texts by qid.
+        texts: Document texts.
+        relevance: Labels by qid and docno; empty where only the ranking counts.
+        labelled: Whether the labels are the targets of every loss, and not the ranking.
+    """
+
+    rankings: Rankings
+    members: NDArray[np.int64]
+    queries: Mapping[str, str]
+    texts: Texts
+    relevance: Mapping[str, Mapping[str, int]]
+    labelled: bool
+
+
+class Lists(torch.utils.data.Dataset[TrainingList]):
+    """All lists of a training, from the first step's to the last's.
+
+    List ``i`` follows from the data, the seed and ``i`` alone, so that a training can go on anywhere, in any number of
+    processes.
+
+    Args:
+        data: Queries and rankings.
+        tokenizer: With the lengths to train with.
+        sampling: Which documents of a ranking a list holds.
+        total: Number of lists; beyond the number of queries, these come again with other documents.
+        seed: Of the order and the sampling.
+        drop_near_duplicates: Whether negatives that nearly repeat a relevant passage are exchanged.
+        kept_tokens: Token ids of documents that are kept in memory.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        tokenizer: PairTokenizer,
+        sampling: Sampling,
+        *,
+        total: int,
+        seed: int,
+        drop_near_duplicates: bool = True,
+        kept_tokens: int = _KEPT_TOKENS,
+    ) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.total = total
+        self.seed = seed
+        self.drop_near_duplicates = drop_near_duplicates and data.labelled
+        qids = np.array(data.rankings.qids[:])
+        self._members = data.members[np.argsort(qids[data.members], kind="stable")]  # whatever the run's order
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._queries: dict[str, Tokens] = {}
+        self._documents = _DocumentTokens(tokenizer, data.texts, kept_tokens)
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> TrainingList:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[TrainingList]:
+        """Several lists at once: their texts are fetched, and tokenised, together."""
+        drawn = [self._draw(index) for index in indices]
+        tokens = self._documents.of({docno for draw, _ in drawn for docno in draw.docnos})
+        return [self._list(draw, ranking, tokens) for draw, ranking in drawn]
+
+    def _draw(self, index: int) -> tuple[Draw, Ranking]:
+        epoch, place = divmod(index, len(self._members))
+        ranking = self.data.rankings[int(self._ordered(epoch)[place])]
+        draw = self.sampling.draw(
+            ranking.docnos,
+            self.data.relevance.get(ranking.qid, {}) if self.data.labelled else {},
+            generator(self.seed, epoch, ranking.qid),
+            self._any_docno,
+        )
+        return draw, ranking
+
+    def _any_docno(self, rng: np.random.Generator) -> str:
+        """A document of any ranking, those of more rankings more often."""
+        rankings = self.data.rankings
+        return rankings.docnos[int(rng.integers(rankings.rows))]
+
+    def _ordered(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            draws = generator(self.seed, epoch, "").bit_generator.random_raw(len(self._members))
+            self._order = epoch, self._members[np.argsort(draws, kind="stable")]
+        return self._order[1]
+
+    def _list(self, draw: Draw, ranking: Ranking, tokens: Mapping[str, Tokens]) -> TrainingList:
+        relevance = self.data.relevance.get(ranking.qid, {})
+        docnos = draw.docnos
+        if self.drop_near_duplicates:
+            docnos, tokens = self._without_near_duplicates(draw, relevance, tokens)
+        query = self._query(ranking.qid)
+        return TrainingList(
+            ranking.qid,
+            [self.tokenizer.join(query, tokens[docno]) for docno in docnos],
+            self._targets(ranking, docnos, relevance),
+        )
+
+    def _without_near_duplicates(
+        self, draw: Draw, relevance: Mapping[str, int], tokens: Mapping[str, Tokens]
+    ) -> tuple[list[str], Mapping[str, Tokens]]:
+        """Exchanges unjudged documents that nearly repeat a relevant one of the list: they are relevant too."""
+        relevant = [tokens[docno].ids for docno in draw.docnos if relevance.get(docno, 0) > 0]
+        known = dict(tokens)
+        spares = iter(draw.spares)
+        kept = []
+        for docno in draw.docnos:
+            candidate: str | None = docno
+            while candidate is not None and candidate not in relevance:
+                known.setdefault(candidate, self._documents.of([candidate])[candidate])
+                if not any(near_duplicate(known[candidate].ids, ids) for ids in relevant):
+                    break
+                candidate = next(spares, None)
+            if candidate is not None:
+                known.setdefault(candidate, self._documents.of([candidate])[candidate])
+                kept.append(candidate)
+        return kept, known
+
+    def _targets(
+        self, ranking: Ranking, docnos: Sequence[str], relevance: Mapping[str, int]
+    ) -> dict[Kind, NDArray[np.float32]]:
+        labels = np.array([relevance.get(docno, 0) for docno in docnos], dtype=np.float32)
+        if self.data.labelled:
+            return {"relevance": labels, "order": labels, "values": labels}
+        row_of = {docno: row for row, docno in enumerate(ranking.docnos)}
+        rows = np.array([row_of[docno] for docno in docnos])
+        targets: dict[Kind, NDArray[np.float32]] = {"order": -rows.astype(np.float32)}
+        if self.data.relevance:
+            targets["relevance"] = labels
+        if ranking.scores is not None:
+            targets["values"] = ranking.scores[rows].astype(np.float32)
+        return targets
+
+    def _query(self, qid: str) -> Tokens:
+        if qid not in self._queries:
+            self._queries[qid] = self.tokenizer.encode_queries([self.data.queries[qid]])[0]
+        return self._queries[qid]
+
+
+class _DocumentTokens:
+    """Token ids of documents; those used last are kept."""
+
+    def __init__(self, tokenizer: PairTokenizer, texts: Texts, kept_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.texts = texts
+        self.room = kept_tokens
+        self._kept: OrderedDict[str, tuple[NDArray[np.int32], bool]] = OrderedDict()
+
+    def of(self, docnos: Collection[str]) -> dict[str, Tokens]:
+        found: dict[str, Tokens] = {}
+        for docno in docnos:
+            if docno in self._kept:
+                self._kept.move_to_end(docno)
+                ids, cut = self._kept[docno]
+                found[docno] = Tokens(ids.tolist(), cut)
+        self._add(found, sorted(set(docnos) - set(found)))
+        return found
+
+    def _add(self, found: dict[str, Tokens], docnos: Sequence[str]) -> None:
+        if not docnos:
+            return
+        for docno, tokens in zip(docnos, self.tokenizer.encode_docs(self.texts.of(docnos)), strict=True):
+            found[docno] = tokens
+            self._kept[docno] = np.array(tokens.ids, dtype=np.int32), tokens.cut
+            self.room -= len(tokens.ids)
+        while self.room < 0 and self._kept:
+            _, (ids, _) = self._kept.popitem(last=False)
+            self.room += len(ids)
+
+
+def as_relevance(qrels: pd.DataFrame, qids: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Labels by qid and docno, of some queries."""
+    wanted = set(qids)
+    relevance: dict[str, dict[str, int]] = {}
+    used = qrels[qrels["qid"].isin(wanted)]
+    for qid, docno, label in zip(used["qid"], used["docno"], used["label"], strict=True):
+        relevance.setdefault(qid, {})[docno] = int(label)
+    return relevance

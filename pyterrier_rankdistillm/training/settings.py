@@ -1,0 +1,355 @@
+"""The settings of a training, checked, and the paper's recipe as named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..scoring.scorer import DType
+from .losses import Losses
+from .sampling import Sampling, Strategy
+
+Stage = Literal["finetune", "distill"]
+Schedule = Literal["constant", "linear", "cosine"]
+OnUnusable = Literal["error", "skip"]
+Device = Literal["cuda", "cpu", "mps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a training. The defaults are the paper's but for ``steps``, ``epochs`` and what stages differ in.
+
+    Args:
+        loss: Name of a loss, or a mapping with ``name``, options and ``weight``, or several of them; see
+            ``training.losses``.
+        depth: Documents of a ranking that are looked at; None: all.
+        sample_size: Documents of a training list; None: all that are looked at.
+        sampling: Which of them: ``"single_relevant"`` (one relevant, the rest not), ``"top"``, ``"random"``,
+            ``"log_random"`` (higher ranks more often), ``"top_and_random"``.
+        negative_ranks: Ranks (from 0, end not included) that non-relevant documents are drawn from; None: all.
+        random_negatives: Share of the non-relevant documents that come from other queries' rankings, 0 to 1.
+        add_relevant: Whether relevant documents that the first stage did not retrieve are drawn too.
+        drop_near_duplicates: Whether unjudged passages that nearly repeat a relevant one are kept out of its list.
+        steps: Optimiser steps; None: as ``epochs`` says.
+        epochs: Passes over the queries; None: as ``steps`` says.
+        batch_size: Lists of an optimiser step, over all processes and accumulated parts.
+        accumulation: Parts that an optimiser step is split into. Rarely needed: parts that fit in memory are made by
+            ``memory_tokens`` anyway.
+        learning_rate: Of AdamW, after the warm-up.
+        schedule: The learning rate after the warm-up: ``"constant"``, or falling to 0 at the last step ``"linear"``-ly
+            or as a ``"cosine"``.
+        warmup_steps: Steps in which the learning rate rises from 0.
+        weight_decay: Of AdamW, on every parameter (biases and LayerNorm too).
+        max_grad_norm: Gradients are scaled down to this norm; None: never.
+        dropout: Probability in all layers; None: the checkpoint's.
+        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that has it, else
+            float32.
+        gradient_checkpointing: Compute layers again for the gradient, rather than keep them: a third slower, a
+            fraction of the memory.
+        memory_tokens: Tokens (padding included) whose activations are held at once. Lists are passed back in groups
+            of that size; a list that is larger by itself is encoded twice, with cached gradients (Gao et al., 2021,
+            https://arxiv.org/abs/2101.06983). Gradients do not depend on it.
+        batch_tokens: Tokens that go through the encoder together; None: 1,024 on the CPU, ``memory_tokens`` elsewhere.
+        query_length: Tokens read of a query; None: the checkpoint's.
+        doc_length: Tokens read of a text; None: the checkpoint's.
+        seed: Of a new head, the sampling, the order of the queries, and dropout.
+        measure: Any ir-measures measure, by its name, on the validation topics: the weights with the best are kept.
+        valid_every: Steps between validations; None: ten in a training.
+        valid_queries: How many of the validation topics are used, drawn by the seed; None: all.
+        patience: Validations without a better measure after which training stops; None: never.
+        log_every: Steps between two records of loss and learning rate; None: a hundred in a training.
+        folder: Where checkpoints (and ``tensorboard`` logs) are kept, to be resumed; None: nowhere.
+        save_every: Steps between checkpoints in ``folder``; None: ``valid_every``.
+        resume: Continue from the last checkpoint in ``folder``, if there is one.
+        on_unusable: What is done with queries that cannot be trained on (no relevant document, not in the teacher's
+            run, ...): ``"error"`` lists them, ``"skip"`` leaves them out and counts them.
+        device: ``"cuda"`` (which of several, ``CUDA_VISIBLE_DEVICES`` says), ``"cpu"`` or ``"mps"``; None: CUDA where
+            there is one, else the CPU.
+        tensorboard: Whether to log to ``folder`` for TensorBoard (which must be installed).
+        verbose: Show a progress bar, and the summary at the end.
+    """
+
+    loss: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "ranknet"
+    depth: int | None = 100
+    sample_size: int | None = None
+    sampling: Strategy = "top"
+    negative_ranks: tuple[int, int] | None = None
+    random_negatives: float = 0.0
+    add_relevant: bool = True
+    drop_near_duplicates: bool = True
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 32
+    accumulation: int = 1
+    learning_rate: float = 1e-5
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = None
+    dropout: float | None = None
+    dtype: DType | None = None
+    gradient_checkpointing: bool = False
+    memory_tokens: int = 16_384
+    batch_tokens: int | None = None
+    query_length: int | None = None
+    doc_length: int | None = None
+    seed: int = 42
+    measure: str = "nDCG@10"
+    valid_every: int | None = None
+    valid_queries: int | None = None
+    patience: int | None = None
+    log_every: int | None = None
+    folder: str | os.PathLike[str] | None = None
+    save_every: int | None = None
+    resume: bool = False
+    on_unusable: OnUnusable = "error"
+    device: Device | None = None
+    tensorboard: bool = False
+    verbose: bool = True
+
+    def __post_init__(self) -> None:
+        faults = [*self._range_faults(), *self._contradictions()]
+        if not faults:
+            made = (_complaint(make) for make in (lambda: Losses.of(self.loss), self.to_sampling, self._check_measure))
+            faults = [complaint for complaint in made if complaint]
+        if faults:
+            raise ValueError("Settings: " + " ".join(faults))
+
+    @classmethod
+    def of(cls, stage: Stage, recipe: str | os.PathLike[str] | None = None, **changes: Any) -> Settings:
+        """The settings of a recipe, with changes.
+
+        Args:
+            stage: ``"finetune"`` or ``"distill"``.
+            recipe: ``"rank-distillm"`` (the default), or a YAML file with settings (and, for what it does not say, the
+                name of a recipe under ``recipe``).
+            **changes: Settings that overrule the recipe's. ``steps`` overrules a recipe's ``epochs`` and the reverse.
+
+        Raises:
+            ValueError: Unknown settings or recipes, or settings that contradict each other: all at once.
+        """
+        values = _values_of(stage, recipe)
+        unknown = sorted({*values, *changes} - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            known = ", ".join(f.name for f in dataclasses.fields(cls))
+            raise ValueError(f"Settings: there is no setting {', '.join(map(repr, unknown))}. There are: {known}.")
+        for one, other in (("steps", "epochs"), ("epochs", "steps")):
+            if changes.get(one) is not None and other not in changes:
+                values[other] = None
+        return cls(**{**values, **changes})
+
+    def to_sampling(self) -> Sampling:
+        """Which documents of a ranking a list holds."""
+        return Sampling(
+            strategy=self.sampling,
+            size=self.sample_size,
+            depth=self.depth,
+            ranks=tuple(self.negative_ranks) if isinstance(self.negative_ranks, list) else self.negative_ranks,  # YAML
+            random_negatives=self.random_negatives,
+            add_relevant=self.add_relevant,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as JSON values."""
+        values = dataclasses.asdict(self)
+        return values | {
+            "folder": None if self.folder is None else os.fspath(self.folder),
+            "negative_ranks": None if self.negative_ranks is None else list(self.negative_ranks),
+        }
+
+    def total_steps(self, queries: int) -> int:
+        """Optimiser steps of a training on that many queries."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * queries / self.batch_size))
+
+    def _range_faults(self) -> list[str]:
+        def rule_of(name: str) -> str | None:
+            value = getattr(self, name)
+            if name in _CHOICES:
+                choices = _CHOICES[name]
+                return None if value in choices else f"one of {', '.join(map(repr, choices))}"
+            if value is None and name in _OPTIONAL:
+                return None
+            if name == "folder":
+                return None if isinstance(value, str | os.PathLike) and os.fspath(value) else "None or a path"
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            number = whole or isinstance(value, float)
+            or_none = "None or " if name in _OPTIONAL else ""
+            if name in _AT_LEAST_ONE:
+                return None if whole and value >= 1 else f"{or_none}a whole number, at least 1"
+            if name in _AT_LEAST_ZERO:
+                return None if whole and value >= 0 else f"{or_none}a whole number, at least 0"
+            if name in _POSITIVE:
+                return None if number and 0 < value < math.inf else f"{or_none}a number above 0"
+            if name in _SHARES:
+                return None if number and 0 <= value < 1 else f"{or_none}a number from 0 to below 1"
+            return None if isinstance(value, bool) else "True or False"
+
+        checked = (*_CHOICES, "folder", *_AT_LEAST_ONE, *_AT_LEAST_ZERO, *_POSITIVE, *_SHARES, *_SWITCHES)
+        return [f"{name} must be {rule}, got {getattr(self, name)!r}." for name in checked if (rule := rule_of(name))]
+
+    def _contradictions(self) -> list[str]:
+        faults = []
+        if (self.steps is None) == (self.epochs is None):
+            faults.append(
+                f"Exactly one of steps and epochs must be given, got steps={self.steps!r} and epochs={self.epochs!r}."
+            )
+        whole = isinstance(self.batch_size, int) and isinstance(self.accumulation, int) and self.accumulation > 0
+        if whole and self.batch_size % self.accumulation:
+            faults.append(
+                f"batch_size must be a multiple of accumulation, got batch_size={self.batch_size} and "
+                f"accumulation={self.accumulation}."
+            )
+        if self.folder is None:
+            needing = {"resume": self.resume, "save_every": self.save_every, "tensorboard": self.tensorboard}
+            faults += [f"{name}={value!r} needs a folder." for name, value in needing.items() if value]
+        if self.save_every and self.valid_every and self.save_every % self.valid_every:
+            # The best weights are those of a checkpoint, so a checkpoint needs a validation.
+            faults.append(
+                f"save_every must be a multiple of valid_every, got {self.save_every} and {self.valid_every}."
+            )
+        return faults
+
+    def _check_measure(self) -> None:
+        import ir_measures
+
+        try:
+            ir_measures.parse_measure(self.measure)
+        except (NameError, ValueError, SyntaxError, TypeError) as error:
+            raise ValueError(f"measure must be the name of an ir-measures measure, got {self.measure!r}.") from error
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "sampling": get_args(Strategy),
+    "schedule": get_args(Schedule),
+    "dtype": (None, *get_args(DType)),
+    "on_unusable": get_args(OnUnusable),
+    "device": (None, *get_args(Device)),
+}
+_AT_LEAST_ONE = (
+    "depth", "sample_size", "steps", "batch_size", "accumulation", "memory_tokens", "batch_tokens", "query_length",
+    "doc_length", "valid_every", "valid_queries", "patience", "log_every", "save_every",
+)  # fmt: skip
+_AT_LEAST_ZERO = ("warmup_steps", "seed")
+_POSITIVE = ("epochs", "learning_rate", "max_grad_norm")
+_SHARES = ("weight_decay", "dropout")
+_SWITCHES = ("add_relevant", "drop_near_duplicates", "gradient_checkpointing", "resume", "tensorboard", "verbose")
+_OPTIONAL = {
+    "depth", "sample_size", "steps", "epochs", "batch_tokens", "query_length", "doc_length", "valid_every",
+    "valid_queries", "patience", "log_every", "save_every", "max_grad_norm", "dropout", "folder",
+}  # fmt: skip
+
+
+def descriptions() -> dict[str, str]:
+    """What each setting means, in a line: the docstring's words."""
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", Settings.__doc__ or "", flags=re.MULTILINE)
+    return {name: " ".join(text.replace("``", "").split()) for name, text in entries}
+
+
+def _complaint(make: Callable[[], object]) -> str | None:
+    try:
+        make()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+_SHARED = {
+    "batch_size": 32,
+    "learning_rate": 1e-5,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.01,
+    "max_grad_norm": None,
+    "query_length": 32,
+    "doc_length": 256,
+    "seed": 42,
+}
+RECIPES: dict[str, dict[Stage, dict[str, Any]]] = {
+    # Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920, with the values of the settings files
+    # that the authors released for webis/monoelectra-base and -large (there in bf16 mixed precision on a GPU).
+    "rank-distillm": {
+        # One relevant passage against 7 of ColBERTv2's top 200; relevant passages that it did not retrieve are added.
+        "finetune": {
+            **_SHARED,
+            "loss": "lce",
+            "depth": 200,
+            "sample_size": 8,
+            "sampling": "single_relevant",
+            "add_relevant": True,
+            "drop_near_duplicates": False,
+            "steps": 20_000,
+        },
+        # The 100 passages of ColBERTv2 that RankZephyr ordered, for each of 10,000 queries. The paper's other loss is
+        # "adr_mse".
+        "distill": {
+            **_SHARED,
+            "loss": "ranknet",
+            "depth": 100,
+            "sample_size": None,
+            "sampling": "top",
+            "epochs": 3,
+        },
+    },
+}
+DEFAULT_RECIPE = "rank-distillm"
+
+
+def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None) -> dict[str, Any]:
+    name = DEFAULT_RECIPE if recipe is None else os.fspath(recipe)
+    if name in RECIPES:
+        return dict(RECIPES[name][stage])
+    if Path(name).suffix not in (".yaml", ".yml"):
+        raise ValueError(f"Settings: recipe must be one of {', '.join(RECIPES)}, or a YAML file, got {name!r}.")
+    values = _read_yaml(Path(name))
+    base = values.pop("recipe", None)
+    if base is not None and base not in RECIPES:
+        raise ValueError(f"Settings: {name}: recipe must be one of {', '.join(RECIPES)}, got {base!r}.")
+    inherited = dict(RECIPES[base or DEFAULT_RECIPE][stage])
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if values.get(one) is not None:
+            inherited.pop(other, None)
+    return inherited | values
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = parsed(file.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Settings: {file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"Settings: {file} must hold settings as `name: value` lines, got {type(values).__name__}.")
+    return values
+
+
+def parsed(text: str) -> Any:
+    """A setting, or several, written in YAML.
+
+    Raises:
+        ValueError: It is no YAML.
+    """
+    import yaml
+
+    try:
+        return _with_numbers(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}.") from error
+
+
+def _with_numbers(value: Any) -> Any:
+    """YAML 1.1 takes 1e-5 for a string."""
+    if isinstance(value, dict):
+        return {name: _with_numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+([.]\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value

@@ -1,0 +1,347 @@
+"""The training loop: ``transformers.Trainer`` on lists of pairs.
+
+Devices, processes, precision, checkpoints and resuming are the Trainer's. Ours are three things: a batch is a number of
+lists; its loss is the mean over all lists of the step, whatever process or part they are in; and a step is passed back
+in groups of lists that fit in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+
+from ..scoring.batching import plan_batches
+from ..scoring.encoder import CrossEncoder
+from ..scoring.scorer import DType
+from ..scoring.tokenizer import Pair, PairTokenizer
+from .callbacks import MEASURE, Guard, ProgressBar, last_checkpoint, tensorboard
+from .lists import Lists, TrainingList
+from .losses import Losses
+from .settings import Settings
+
+CPU_BATCH_TOKENS = 512
+"""Measured, see benchmarks/README.md: larger batches fall out of the cache."""
+
+
+class Student(nn.Module):
+    """What the Trainer wraps and calls: scores several batches of pairs in one forward pass."""
+
+    def __init__(self, encoder: CrossEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batches: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+        """Logits of all pairs, in the order of the batches, shape (pairs,)."""
+        return torch.cat([self.encoder(*batch) for batch in batches])
+
+
+class ListwiseTrainer(Trainer):
+    """Trains a cross-encoder on lists.
+
+    Args:
+        encoder: The weights to train, in place.
+        lists: What to train on, ``steps * settings.batch_size`` of them.
+        settings: All settings.
+        tokenizer: For padding.
+        folder: Where checkpoints go.
+        steps: Optimiser steps.
+        validate: Gives the validation measure of the weights as they are; called on one process.
+    """
+
+    def __init__(
+        self,
+        encoder: CrossEncoder,
+        lists: Lists,
+        settings: Settings,
+        tokenizer: PairTokenizer,
+        *,
+        folder: Path,
+        steps: int,
+        validate: Callable[[], float] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.losses = Losses.of(settings.loss)
+        self.pad = tokenizer.pad
+        self.validate = validate
+        encoder.encoder.recompute = settings.gradient_checkpointing
+        args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None)
+        super().__init__(
+            model=Student(encoder.train().requires_grad_(True)),
+            args=args,
+            train_dataset=lists,
+            # The Trainer wants one where it evaluates; ``evaluate`` does not read it.
+            eval_dataset=lists if validate is not None else None,
+            data_collator=_as_batch,
+        )
+        on_cpu = self.args.device.type == "cpu"
+        self.batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if on_cpu else settings.memory_tokens)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Guard(folder))
+        if settings.verbose and self.is_world_process_zero():
+            self.add_callback(ProgressBar(settings.measure))
+        if settings.patience is not None and validate is not None:
+            self.add_callback(EarlyStoppingCallback(settings.patience))
+        if settings.tensorboard:
+            self.add_callback(tensorboard(folder))
+
+    # --- what the recipe says, and the Trainer does otherwise ---
+
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        """AdamW with one group: the same weight decay on every parameter, as in the paper's code."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(
+                cast(nn.Module, self.model).parameters(),
+                lr=self.settings.learning_rate,
+                weight_decay=self.settings.weight_decay,
+                fused=True,  # the same update in one pass over the weights
+            )
+        return self.optimizer
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
+        return SequentialSampler(cast(Lists, self.train_dataset))  # the lists are in a seeded order of their own
+
+    # --- lists ---
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """The parts of a step on this process, and how many lists the step has over all processes."""
+        parts = list(islice(epoch_iterator, num_batches))
+        lists = torch.tensor(sum(len(part["lists"]) for part in parts), device=device)
+        return parts, self.accelerator.gather(lists).sum()
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Adds the gradients of this part of the step.
+
+        Returns:
+            This part's share of the step's loss, times the number of processes (which the Trainer divides by).
+        """
+        model.train()
+        assert num_items_in_batch is not None
+        share = self.args.world_size / num_items_in_batch  # processes' gradients are averaged
+        groups = list(groups_within(inputs["lists"], self.settings.memory_tokens))
+        total = torch.zeros((), device=self.args.device)
+        for number, group in enumerate(groups, start=1):
+            # Gradients are exchanged between processes once a step, with the last group.
+            waiting = number < len(groups)
+            with self.accelerator.no_sync(model) if waiting else contextlib.nullcontext():
+                total += self._backward(model, group, share)
+        return total
+
+    def _backward(self, model: nn.Module, group: list[TrainingList], share: Tensor) -> Tensor:
+        batches, order = self._batches([pair for one in group for pair in one.pairs])
+        if tokens_of(group) > self.settings.memory_tokens:
+            return self._backward_cached(model, group, batches, order, share)
+        loss = self._loss(model(batches)[order], group) * share
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _backward_cached(
+        self, model: nn.Module, group: list[TrainingList], batches: list[Any], order: Tensor, share: Tensor
+    ) -> Tensor:
+        """For a list that does not fit: score it without gradients, then batch by batch with them.
+
+        The gradient of the loss with respect to the scores is all that the second pass needs of the list. It draws the
+        same dropout as the first.
+        """
+        randomness = []
+        scores = []
+        with torch.no_grad():
+            for batch in batches:
+                randomness.append(_random_state(self.args.device))
+                scores.append(model([batch]).float())
+        leaf = torch.cat(scores).requires_grad_(True)
+        loss = self._loss(leaf[order], group) * share
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        start = 0
+        for number, (batch, state) in enumerate(zip(batches, randomness, strict=True), start=1):
+            _set_random_state(state, self.args.device)
+            with self.accelerator.no_sync(model) if number < len(batches) else contextlib.nullcontext():
+                values = model([batch]).float()
+                self.accelerator.backward((values * gradient[start : start + len(values)]).sum())
+            start += len(values)
+        return loss.detach()
+
+    def _loss(self, scores: Tensor, group: list[TrainingList]) -> Tensor:
+        """The sum of the lists' losses; scores in the order of their pairs, shape (pairs,)."""
+        sizes = [len(one.pairs) for one in group]
+        mask = torch.arange(max(sizes), device=scores.device) < torch.tensor(sizes, device=scores.device)[:, None]
+
+        def padded(values: Tensor) -> Tensor:  # (pairs,) -> (lists, longest)
+            return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+        targets = {
+            kind: padded(torch.from_numpy(np.concatenate([one.targets[kind] for one in group])).to(scores.device))
+            for kind in group[0].targets
+        }
+        return self.losses(padded(scores.float()), targets, mask).sum()
+
+    def _batches(self, pairs: list[Pair]) -> tuple[list[tuple[Tensor, Tensor, Tensor | None]], Tensor]:
+        """Batches of pairs of similar length, and where in their concatenation each pair's score is."""
+        lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
+        plan = plan_batches(lengths, self.batch_tokens)
+        batches = []
+        for rows in plan:
+            ids, types, mask = self.pad([pairs[row] for row in rows])
+            batches.append(
+                (self._to_device(ids), self._to_device(types), None if mask.all() else self._to_device(mask))
+            )
+        return batches, torch.from_numpy(np.argsort(np.concatenate(plan), kind="stable")).to(self.args.device)
+
+    def _to_device(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.args.device, non_blocking=True)
+
+    # --- validation ---
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The validation measure, on one process; the others get its value."""
+        assert self.validate is not None
+        value = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        randomness = _random_state(self.args.device)  # the training goes on as it would without the validation
+        if self.is_world_process_zero():
+            value += self.validate()
+        _set_random_state(randomness, self.args.device)
+        if self.args.world_size > 1:
+            torch.distributed.broadcast(value, src=0)
+        cast(nn.Module, self.model).train()
+        metrics = {f"eval_{MEASURE}": value.item()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, *args: Any, **options: Any) -> bool:
+        """The best weights are those of a checkpoint, so new ones are saved whatever ``save_every`` says."""
+        is_best: bool = super()._determine_best_metric(*args, **options)
+        self.control.should_save |= is_best
+        return is_best
+
+
+def training_arguments(settings: Settings, *, folder: Path, steps: int, validated: bool) -> TrainingArguments:
+    """The Trainer's arguments for our settings: what the recipe leaves out is switched off."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Settings: device must be one that torch finds here, got 'cuda'. Use 'cpu'.")
+    dtype = resolved_dtype(settings)
+    valid_every = settings.valid_every or max(1, steps // 10)
+    keeps = settings.folder is not None
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,  # set below, when the number of processes is known
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm or 0.0,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        bf16=dtype == "bfloat16",
+        fp16=dtype == "float16",
+        use_cpu=_on_cpu(settings),
+        seed=settings.seed,
+        logging_strategy="steps",
+        logging_steps=settings.log_every or max(1, steps // 100),
+        logging_nan_inf_filter=False,  # it would hide a diverged training
+        eval_strategy="steps" if validated else "no",
+        eval_steps=valid_every if validated else None,
+        eval_on_start=validated and not (settings.resume and last_checkpoint(folder)),
+        save_strategy="steps" if keeps or validated else "no",
+        save_steps=settings.save_every or valid_every,
+        save_total_limit=2,  # the last, and the best
+        load_best_model_at_end=validated,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
+        metric_for_best_model=f"eval_{MEASURE}" if validated else None,
+        greater_is_better=True if validated else None,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        ddp_find_unused_parameters=False,
+    )
+    processes = args.world_size * settings.accumulation
+    if settings.batch_size % processes:
+        raise ValueError(
+            f"Settings: batch_size must be a multiple of processes x accumulation ({args.world_size} x "
+            f"{settings.accumulation}), got {settings.batch_size}."
+        )
+    if args.n_gpu > 1:  # DataParallel splits tensors, which lists are not
+        args._n_gpu = 1
+    args.per_device_train_batch_size = settings.batch_size // processes
+    return args
+
+
+def resolved_dtype(settings: Settings) -> DType:
+    """The precision to train in."""
+    if settings.dtype is not None:
+        return settings.dtype
+    on_cuda = not _on_cpu(settings) and torch.cuda.is_available()
+    return "bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32"
+
+
+def _on_cpu(settings: Settings) -> bool:
+    # Apple's MPS only if it is named: the Trainer would take it.
+    return settings.device == "cpu" if settings.device else not torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the Trainer's notes to itself; our own progress bar and errors say what users need."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="mtime may not be reliable", category=UserWarning)
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def groups_within(lists: Sequence[TrainingList], memory_tokens: int) -> Iterator[list[TrainingList]]:
+    """Consecutive lists that together have at most that many tokens; a larger list is a group by itself."""
+    group: list[TrainingList] = []
+    held = 0
+    for one in lists:
+        tokens = tokens_of([one])
+        if group and held + tokens > memory_tokens:
+            yield group
+            group, held = [], 0
+        group.append(one)
+        held += tokens
+    if group:
+        yield group
+
+
+def tokens_of(group: Sequence[TrainingList]) -> int:
+    """Tokens of all pairs of some lists, without padding (pairs are batched by length, so there is little)."""
+    return sum(len(pair.ids) for one in group for pair in one.pairs)
+
+
+def _as_batch(lists: list[TrainingList]) -> dict[str, list[TrainingList]]:
+    return {"lists": lists}
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    cpu: Tensor
+    device: Tensor | None
+
+
+def _random_state(device: torch.device) -> _RandomState:
+    return _RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+
+def _set_random_state(state: _RandomState, device: torch.device) -> None:
+    torch.set_rng_state(state.cpu)
+    if state.device is not None:
+        torch.cuda.set_rng_state(state.device, device)
