@@ -55,7 +55,7 @@ class Settings:
         memory_tokens: Tokens (padding included) whose activations are held at once. Lists are passed back in groups
             of that size; a list that is larger by itself is encoded twice, with cached gradients (Gao et al., 2021,
             https://arxiv.org/abs/2101.06983). Gradients do not depend on it.
-        batch_tokens: Tokens that go through the encoder together; None: 1,024 on the CPU, ``memory_tokens`` elsewhere.
+        batch_tokens: Tokens that go through the encoder together; None: 512 on the CPU, ``memory_tokens`` elsewhere.
         query_length: Tokens read of a query; None: the checkpoint's.
         doc_length: Tokens read of a text; None: the checkpoint's.
         seed: Of a new head, the sampling, the order of the queries, and dropout.
