@@ -32,7 +32,7 @@ from .losses import Losses
 from .settings import Settings
 
 CPU_BATCH_TOKENS = 512
-"""As in scoring; larger batches fall out of the cache. Not yet measured for training by itself."""
+"""Measured, see benchmarks/README.md: larger batches fall out of the cache."""
 
 
 class Student(nn.Module):
