@@ -216,9 +216,9 @@ def _train(args: argparse.Namespace) -> None:
     import dataclasses
 
     from . import Distillation, FineTuning, runs
+    from .training.launch import is_main_process
     from .training.settings import Settings
     from .training.sources import is_published
-    from .training.training import is_main_process
 
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if hasattr(args, f.name)}
     estimator = (FineTuning if args.command == "finetune" else Distillation)(

@@ -1,14 +1,17 @@
-"""What a transformer is, in JSON values: for records beside runs, and for the names of score caches."""
+"""What made a number, in JSON values: transformers and versions, for records, and for the names of score caches."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import json
 import math
 import os
+import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
@@ -38,7 +41,7 @@ def model_identity(reranker: MonoElectraReRanker) -> dict[str, Any]:
         "pair_length": lengths.pair,
         "dtype": reranker.dtype,
         "activation": reranker.activation,
-        "weights": _weights_digest(checkpoint),
+        "weights": weights_digest(checkpoint),
     }
 
 
@@ -95,6 +98,15 @@ def _json(value: Any, depth: int) -> Any:
     return {"class": _class_name(value), **_names_of_model(value)}
 
 
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def frame_digest(frame: pd.DataFrame) -> str:
     """The MD5 of a frame's columns and rows (not of its index)."""
     digest = hashlib.md5(usedforsecurity=False)
@@ -116,7 +128,8 @@ def _class_name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _weights_digest(checkpoint: Checkpoint) -> str:
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """A digest of all that scores follow from: weights, encoder and tokenizer."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(checkpoint.tokenizer.tokenizer.to_str().encode())
     digest.update(f"{checkpoint.encoder.config} {checkpoint.encoder.head_kind}".encode())

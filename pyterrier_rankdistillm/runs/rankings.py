@@ -57,13 +57,16 @@ class Rankings:
         qids: The queries, in the order of the run.
         docnos: The documents of all rows, ranking after ranking, best first; ``docnos[row]`` for any ``row`` below
             ``rows`` is a draw from all that was retrieved, as for random negatives.
+        sizes: How many documents each query has, shape (queries,).
     """
 
     qids: Sequence[str]
     docnos: Sequence[str]
+    sizes: NDArray[np.int64]
 
     def __init__(self, columns: _Columns, form: _Form | None = None) -> None:
         self.qids, self.docnos = _Strings(columns.qids), _Strings(columns.docnos)
+        self.sizes = np.diff(columns.starts)
         self._columns, self._form = columns, form
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import shutil
 import sys
@@ -12,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,7 +20,7 @@ import pyterrier as pt
 
 from .download import md5_of
 from .files import check_target, read, writer
-from .identity import describe, frame_digest
+from .identity import describe, frame_digest, versions
 from .ranks import Ids, first_fault, order_disagrees, positions
 from .shards import Shards, differences, write_json
 
@@ -122,7 +120,7 @@ def make_teacher_run(
     check_target(path)  # before days of work
     shards = Shards(folder, topics["qid"].tolist(), size=shard_size, settings=work)
     by_qid = topics.set_index("qid", drop=False)
-    versions = _versions()
+    made_with = versions(_PACKAGES)
     bar = pt.tqdm(total=len(topics), unit=" queries", desc="Teacher", disable=not verbose)
     with bar:
         pending = shards.pending()
@@ -132,7 +130,7 @@ def make_teacher_run(
             _seed(seed + shard.index)
             asked = by_qid.loc[list(shard.qids)].reset_index(drop=True)
             run, notes = _rank(teacher, first_stage, asked, depth, on_fault)
-            notes |= {"versions": versions, "seconds": round(time.monotonic() - started, 3)}
+            notes |= {"versions": made_with, "seconds": round(time.monotonic() - started, 3)}
             shards.save(shard, run, notes)
             bar.update(len(shard.qids))
     return _finish(path, shards, work)
@@ -297,20 +295,6 @@ def _seed(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002  (teachers may use numpy's global generator)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    return found | {
-        package: found_version for package in _PACKAGES if (found_version := _version_of(package)) is not None
-    }
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ names of the published weights, so that ``state_dict()`` is what a checkpoint fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -114,11 +114,29 @@ class CrossEncoder(nn.Module):
 
     def on(self, device: torch.device) -> CrossEncoder:
         """A twin for scoring: weights on ``device`` (shared with this one where they are there), evaluation mode."""
-        head_bias = self.head_kind == "linear" and self.linear.bias is not None
         with torch.device("meta"):
-            twin = CrossEncoder(self.config, self.head_kind, self.outputs, head_bias)
+            twin = self._blank(self.config)
         twin.load_state_dict({name: t.detach().to(device) for name, t in self.state_dict().items()}, assign=True)
         return twin.eval().requires_grad_(False)
+
+    def copy(self, dropout: float | None = None) -> CrossEncoder:
+        """A copy with its own float32 weights, to be trained.
+
+        Args:
+            dropout: Probability in all its layers (the config keeps what it says); None: the config's.
+        """
+        config = self.config
+        if dropout is not None:
+            config = replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+        copied = self._blank(config)
+        copied.config = self.config
+        copied.load_state_dict(self.state_dict())
+        return copied.float()
+
+    def _blank(self, config: EncoderConfig) -> CrossEncoder:
+        """The same modules without these weights."""
+        head_bias = self.head_kind == "linear" and self.linear.bias is not None
+        return CrossEncoder(config, self.head_kind, self.outputs, head_bias)
 
     def _score(self, cls: Tensor) -> Tensor:
         if self.head_kind == "linear":

@@ -158,17 +158,10 @@ class Scorer:
         return None
 
     def _forward(self, batch: list[Pair]) -> NDArray[np.float32]:
-        longest = max(len(pair.ids) for pair in batch)
-        input_ids = np.full((len(batch), longest), self.tokenizer.pad_id, dtype=np.int64)
-        token_types = np.zeros_like(input_ids)
-        mask = np.zeros(input_ids.shape, dtype=bool)
-        for row, pair in enumerate(batch):
-            input_ids[row, : len(pair.ids)] = pair.ids
-            token_types[row, pair.first_segment : len(pair.ids)] = 1
-            mask[row, : len(pair.ids)] = True
+        ids, types, mask = self.tokenizer.pad(batch)
         with torch.inference_mode(), self._autocast():
             scores = self.encoder(
-                self._to_device(input_ids), self._to_device(token_types), None if mask.all() else self._to_device(mask)
+                self._to_device(ids), self._to_device(types), None if mask.all() else self._to_device(mask)
             )
             return scores.float().cpu().numpy()  # type: ignore[no-any-return]
 

@@ -16,6 +16,7 @@ import pandas as pd
 import pyterrier as pt
 from ir_measures import Measure, nDCG
 
+from ..runs.identity import versions
 from . import inputs, provenance
 from .catalogue import ARITHMETIC, ARTEFACTS, DEPTH, FIRST_STAGE, GEOMETRIC, TABLES, YEARS, Table, Task, table, tasks
 from .comparison import Measured, compare, identify, mismatches
@@ -336,7 +337,7 @@ class _Reproducing:
                 "significance": "paired t-test, Holm over the systems of the call, alpha 0.05",
                 "systems": ranking.made_with,
                 "runs": [r.record for r in ran],
-                "versions": provenance.versions(),
+                "versions": versions(provenance.PACKAGES),
                 "hardware": provenance.hardware(),
             },
         )

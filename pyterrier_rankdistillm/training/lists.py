@@ -180,19 +180,23 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         """Exchanges unjudged documents that nearly repeat a relevant one of the list: they are relevant too."""
         relevant = [tokens[docno].ids for docno in draw.docnos if relevance.get(docno, 0) > 0]
         known = dict(tokens)
+
+        def tokens_of(docno: str) -> Tokens:
+            if docno not in known:  # a spare
+                known.update(self._documents.of([docno]))
+            return known[docno]
+
         spares = iter(draw.spares)
         kept = []
         for docno in draw.docnos:
             candidate: str | None = docno
             while candidate is not None and candidate not in relevance:
-                known.setdefault(candidate, self._documents.of([candidate])[candidate])
-                if not any(near_duplicate(known[candidate].ids, ids) for ids in relevant):
+                if not any(near_duplicate(tokens_of(candidate).ids, ids) for ids in relevant):
                     break
                 candidate = next(spares, None)
             if candidate is not None:
-                known.setdefault(candidate, self._documents.of([candidate])[candidate])
                 kept.append(candidate)
-        return kept, known
+        return kept, {docno: tokens_of(docno) for docno in kept}
 
     def _targets(
         self, ranking: Ranking, docnos: Sequence[str], relevance: Mapping[str, int]

@@ -18,6 +18,7 @@ from ..runs.files import dataset_of, read
 from ..runs.rankings import Rankings
 from ..runs.teacher import make_teacher_run
 from ..runs.text import Dataset, load_topics, text_loader
+from .launch import processes
 from .lists import Texts, TrainingData, as_relevance
 from .losses import Kind, Losses
 from .settings import Settings
@@ -182,7 +183,7 @@ def taught_data(
     if report.faults or rankings is None:
         report.settle(0, settings.on_unusable)
     assert rankings is not None
-    if isinstance(teacher, pt.Transformer) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if isinstance(teacher, pt.Transformer) and processes() > 1:
         report.fault("Several processes would each run the teacher. Make its run first, with runs.make_teacher_run.")
         report.settle(0, settings.on_unusable)
     asked = len(rankings)
@@ -196,7 +197,7 @@ def taught_data(
         report.fault(str(error))
     without_query = [qid for qid in rankings.qids if qid not in queries]
     report.skip("have no query text", without_query)
-    alone = [qid for position, qid in enumerate(rankings.qids) if len(rankings[position].docnos) < 2]
+    alone = [qid for qid, size in zip(rankings.qids, rankings.sizes, strict=True) if size < 2]
     report.skip("have fewer than two documents", alone)
     left_out = report.settle(asked, settings.on_unusable)
     unusable = {qid for qids in report.unusable.values() for qid in qids}
@@ -213,8 +214,7 @@ def _rankings(
     text_field: str,
 ) -> tuple[Rankings | None, Mapping[str, str], Texts]:
     """Rankings, queries and texts, from a frame or a run."""
-    loader = None if text is None or isinstance(text, pt.Transformer) else text_loader(text)
-    loader = text if isinstance(text, pt.Transformer) else loader
+    loader = text if text is None or isinstance(text, pt.Transformer) else text_loader(text)
     if run is not None:
         return _from_run(report, inp, run, loader)
     if inp is None or inp.empty:
@@ -244,9 +244,8 @@ def _rankings(
         report.fault(f"{len(without)} of {len(inp)} rows have no text, the first docno {without.iloc[0]!r}.")
     by_qid = inp.drop_duplicates("qid")
     queries = {q: t for q, t in zip(by_qid["qid"], by_qid["query"], strict=True) if isinstance(t, str)}
-    columns = [name for name in ("qid", "docno", "score", "rank") if name in inp.columns]
     try:
-        return Rankings.from_frame(inp[columns]), queries, texts
+        return Rankings.from_frame(_run_of(inp)), queries, texts
     except ValueError as error:
         report.fault(str(error))
         return None, queries, texts
@@ -289,15 +288,16 @@ def _ranked_by(
     """The teacher's rankings of the first stage's top documents."""
     if isinstance(teacher, pt.Transformer):
         return _asked(teacher, report, settings, inp, queries)
-    given = Rankings.from_frame(inp[[name for name in ("qid", "docno", "score", "rank") if name in inp.columns]])
+    given = Rankings.from_frame(_run_of(inp))
     if isinstance(teacher, pd.DataFrame):
         taught = teacher
     elif is_published(teacher):
         taught = pt.get_dataset(str(teacher)).get_results()
     else:
         taught = read(teacher)
-    columns = [name for name in ("qid", "docno", "score", "rank") if name in taught.columns]
-    taught = taught.loc[taught["qid"].isin(set(given.qids)) if "qid" in columns else slice(None), columns]
+    taught = _run_of(taught)
+    if "qid" in taught.columns:
+        taught = taught[taught["qid"].isin(set(given.qids))]
     ranked: dict[str, set[str]] = {}
     try:
         if len(taught):
@@ -320,6 +320,11 @@ def _ranked_by(
     if not wanted:
         report.settle(len(given), settings.on_unusable)
     return Rankings.from_frame(taught.merge(pd.concat(wanted), on=["qid", "docno"]))
+
+
+def _run_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """Those columns of a frame that make a run."""
+    return frame[[name for name in ("qid", "docno", "score", "rank") if name in frame.columns]]
 
 
 def _asked(

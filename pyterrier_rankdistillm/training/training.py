@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from ..reranker import MonoElectraReRanker
+from ..runs.identity import weights_digest
 from ..runs.shards import differences, write_json
 from ..scoring.checkpoint import Checkpoint
 from ..scoring.encoder import CrossEncoder
@@ -167,7 +166,7 @@ def train(
         seed=settings.seed,
         drop_near_duplicates=settings.drop_near_duplicates,
     )
-    encoder = _copied(checkpoint.encoder, settings.dropout)
+    encoder = checkpoint.encoder.copy(settings.dropout)
 
     def watched() -> MonoElectraReRanker:
         """The student as a re-ranker with its weights of now, which may be rearranged for scoring."""
@@ -196,7 +195,7 @@ def train(
         validate=None if validation is None else measure,
     )
     if settings.folder is not None and trainer.is_world_process_zero():
-        _claim(folder, stage, checkpoint.encoder, settings, data)
+        _claim(folder, stage, checkpoint, settings, data)
     started = time.monotonic()
     resumed = last_checkpoint(folder) if settings.resume else None
     with quiet():
@@ -218,23 +217,11 @@ def train(
     return encoder.cpu().eval().requires_grad_(False), record
 
 
-def _copied(encoder: CrossEncoder, dropout: float | None) -> CrossEncoder:
-    """A copy with its own weights, and other dropout where it is asked for (in the layers, not in the config)."""
-    config = encoder.config
-    if dropout is not None:
-        config = replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    head_bias = encoder.head_kind == "linear" and encoder.linear.bias is not None
-    copied = CrossEncoder(config, encoder.head_kind, encoder.outputs, head_bias)
-    copied.config = encoder.config
-    copied.load_state_dict(copy.deepcopy(encoder.state_dict()))
-    return copied.float()
-
-
-def _claim(folder: Path, stage: Stage, student: CrossEncoder, settings: Settings, data: TrainingData) -> None:
+def _claim(folder: Path, stage: Stage, student: Checkpoint, settings: Settings, data: TrainingData) -> None:
     """Records whose checkpoints a folder holds; raises where they are another training's."""
     work = {
         "stage": stage,
-        "student": _digest(tensor.numpy(force=True) for tensor in student.state_dict().values()),
+        "student": weights_digest(student),
         "settings": {name: value for name, value in settings.as_dict().items() if name not in _FREE},
         "data": {
             "queries": len(data.members),
@@ -293,13 +280,3 @@ def _report(record: Training, folder: Path) -> None:
             record.plot().savefig(folder / "training.png", dpi=120)
     if record.settings.verbose:
         print(record)
-
-
-def processes() -> int:
-    """How many processes train together, as ``torchrun`` and ``accelerate launch`` say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
-    return os.environ.get("RANK", "0") == "0"

@@ -81,7 +81,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_a_frame_by_ranking() -> None:
     found = Rankings.from_frame(RUN)
     assert plain(found) == WITH_QUERIES
-    assert (len(found), found.rows, found.has_scores) == (3, 6, True)
+    assert (len(found), found.rows, found.has_scores, found.sizes.tolist()) == (3, 6, True, [2, 1, 3])
     assert list(found.qids) == ["q2", "q1", "q3"]
     assert found.qids[1:] == ["q1", "q3"]
     assert [found.docnos[row] for row in range(found.rows)] == ["b", "a", "a", "c", "a", "d"]
@@ -141,7 +141,7 @@ def test_a_file_is_as_the_frame(tmp_path: Path, suffix: str) -> None:
     found = Rankings.from_file(tmp_path / f"a{suffix}")
     expected = WITHOUT_QUERIES if suffix.removesuffix(".gz") in (".run", ".tsv") else WITH_QUERIES
     assert plain(found) == expected
-    assert (len(found), found.rows, found.has_scores) == (3, 6, True)
+    assert (len(found), found.rows, found.has_scores, found.sizes.tolist()) == (3, 6, True, [2, 1, 3])
     assert list(found.qids) == ["q2", "q1", "q3"]
     assert [found.docnos[row] for row in range(found.rows)] == ["b", "a", "a", "c", "a", "d"]
     assert names(tmp_path) == [f"a{suffix}", f"a{suffix}.rankings"]

@@ -35,7 +35,6 @@ from pyterrier_rankdistillm.training.losses import Losses
 from pyterrier_rankdistillm.training.settings import Settings
 from pyterrier_rankdistillm.training.sources import taught_data
 from pyterrier_rankdistillm.training.trainer import ListwiseTrainer, groups_within, quiet, tokens_of
-from pyterrier_rankdistillm.training.training import _copied
 from pyterrier_rankdistillm.training.validation import Validation
 
 HERE = Path(__file__).parent
@@ -61,7 +60,7 @@ def trainer_of(student: Checkpoint, folder: Path, run: pd.DataFrame = UNEVEN, **
     lists = Lists(
         data, student.tokenizer, settings.to_sampling(), total=steps * settings.batch_size, seed=settings.seed
     )
-    encoder = _copied(student.encoder, settings.dropout)
+    encoder = student.encoder.copy(settings.dropout)
     return ListwiseTrainer(encoder, lists, settings, student.tokenizer, folder=folder, steps=steps)
 
 
@@ -150,7 +149,7 @@ def test_the_recipes_optimiser(student: Checkpoint, tmp_path: Path) -> None:
 
 
 def one_step_by_hand(student: Checkpoint, gradient: Gradients, *, scale: float = 1.0, **options: Any) -> Gradients:
-    encoder = _copied(student.encoder, 0.0)
+    encoder = student.encoder.copy(0.0)
     for name, parameter in encoder.requires_grad_(True).named_parameters():
         parameter.grad = gradient[f"encoder.{name}"] * scale
     torch.optim.AdamW(encoder.parameters(), **options).step()

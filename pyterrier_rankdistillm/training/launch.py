@@ -1,0 +1,15 @@
+"""What ``torchrun`` and ``accelerate launch`` say of the processes that train together."""
+
+from __future__ import annotations
+
+import os
+
+
+def processes() -> int:
+    """How many there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
