@@ -1,4 +1,4 @@
-"""The documentation's code runs as it stands (blocks that need a network are marked there)."""
+"""The documentation's code runs as it stands (blocks that need a network are marked), and its pages are complete."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from pyterrier_rankdistillm import TruncationWarning
+import pyterrier_rankdistillm
+from pyterrier_rankdistillm import TruncationWarning, runs
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "pyterrier_rankdistillm" / "pt_docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.rst"))]
 MARKDOWN = re.compile(r"(?P<mark><!-- not tested: [^\n]*-->\n)?^```python\n(?P<code>.*?)^```", re.M | re.S)
 REST = re.compile(r"^\.\. code-block:: python\n\n(?P<code>(?:    [^\n]*\n|\n)+)", re.M)
-DOCS = ROOT / "pyterrier_rankdistillm" / "pt_docs"
+AUTODOC = re.compile(r"^\.\. auto(?:class|function|exception):: pyterrier_rankdistillm\.(?P<name>\S+)$", re.M)
 
 
 def blocks(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".md":
         return [found["code"] for found in MARKDOWN.finditer(text) if not found["mark"]]
-    return [re.sub(r"^    ", "", found["code"], flags=re.M) for found in REST.finditer(text)]
+    found = [re.sub(r"^    ", "", found["code"], flags=re.M) for found in REST.finditer(text)]
+    assert len(found) == text.count(".. code-block:: python"), f"{page.name}: blocks are indented by four spaces"
+    return found
 
 
-@pytest.mark.parametrize("page", ["README.md", "index.rst", "reranking.rst", "training.rst", "reproduction.rst"])
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: str) -> None:
-    code = blocks(ROOT / page if page == "README.md" else DOCS / page)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "api"], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
+    code = blocks(page)
     assert code
     names: dict[str, object] = {}
     with warnings.catch_warnings():
@@ -34,10 +39,17 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: str) -> None:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=TruncationWarning)  # the cascade shows shorter passages
         for block in code:
-            exec(compile(block, page, "exec"), names)
+            exec(compile(block, page.name, "exec"), names)
 
 
 def test_every_page_of_the_documentation_is_in_the_index() -> None:
     index = (DOCS / "index.rst").read_text(encoding="utf-8")
     for page in DOCS.glob("*.rst"):
         assert page.stem == "index" or f"    {page.stem}\n" in index
+
+
+def test_every_public_name_is_in_the_reference_once() -> None:
+    found = [match["name"] for page in DOCS.glob("*.rst") for match in AUTODOC.finditer(page.read_text("utf-8"))]
+    assert len(found) == len(set(found))
+    public = {*pyterrier_rankdistillm.__all__, *(f"runs.{name}" for name in runs.__all__)}
+    assert public <= set(found)

@@ -140,6 +140,7 @@ def test_missing_documents_and_queries_are_named() -> None:
     [
         (lambda: runs.load_topics("no-such"), KeyError, "There is no ir_datasets collection 'no-such'"),
         (lambda: runs.load_topics("test-silent"), ValueError, "'test-silent' has no topics"),
+        (lambda: runs.load_qrels("test-silent"), ValueError, "'test-silent' has no relevance judgments"),
         (lambda: runs.text_loader("test-silent"), ValueError, r"Give fields, of \['title', 'body'\]"),
         (lambda: runs.text_loader("test-papers", fields=["x"]), ValueError, r"fields must be .*, got \['x'\]"),
         (lambda: runs.text_loader("test-papers", fields=[]), ValueError, r"fields must be .*, got \[\]"),
@@ -157,6 +158,8 @@ def test_what_cannot_be_loaded(call: Any, error: type[Exception], what: str) -> 
 def test_any_dataset_and_any_loader_will_do() -> None:
     demo = pt.get_dataset("rankdistillm:demo")
     assert runs.load_topics("rankdistillm:demo").equals(demo.get_topics())
+    passages = {doc["docno"]: doc["text"] for doc in runs.documents("rankdistillm:demo")}
+    assert passages == {doc["docno"]: doc["text"] for doc in demo.get_corpus_iter(verbose=False)}
     docnos = demo.get_results()["docno"].head(3).tolist()
     run = pd.DataFrame({"qid": ["1"] * 3, "docno": docnos})
     expected = demo.text_loader()(run)["text"].tolist()

@@ -1,0 +1,38 @@
+"""Builds the pages of pyterrier_rankdistillm/pt_docs by themselves (scripts/docs); PyTerrier's site has its own."""
+
+from typing import Any
+
+import pyterrier as pt
+from sphinx.application import Sphinx
+from sphinx.util.inspect import signature, stringify_signature
+
+from pyterrier_rankdistillm import __version__
+
+project = "pyterrier_rankdistillm"
+author = "The pyterrier_rankdistillm contributors"
+copyright = author  # noqa: A001  # Sphinx's name
+release = __version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+
+# References to PyTerrier, pandas and torch would need their inventories from the net; ours must resolve.
+nitpick_ignore_regex = [("py:.*", r"(?!pyterrier_rankdistillm\.[A-Z]).*")]
+
+html_theme = "furo"
+html_title = f"Rank-DistiLLM {release}"
+html_copy_source = False
+
+
+def setup(app: Sphinx) -> None:
+    """Transformers are shown with the arguments of their ``__init__``: PyTerrier's ``__new__`` takes any."""
+
+    def of_init(_app: Sphinx, what: str, _name: str, found: Any, *_: Any) -> tuple[str, None] | None:
+        if what != "class" or not issubclass(found, pt.Transformer):
+            return None
+        return stringify_signature(signature(found.__init__, bound_method=True), show_annotation=False), None
+
+    app.connect("autodoc-process-signature", of_init)
