@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
+    from .scale.rerank import rerank_dataset
     from .scoring.checkpoint import Checkpoint
     from .scoring.sources import CheckpointError
     from .tables.reproduce import reproduce
@@ -26,6 +27,7 @@ __all__ = [
     "Reproduction",
     "TruncationWarning",
     "reproduce",
+    "rerank_dataset",
 ]
 
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
@@ -39,6 +41,7 @@ _HOME = {
     "Reproduction": ".tables.result",
     "TruncationWarning": ".reranker",
     "reproduce": ".tables.reproduce",
+    "rerank_dataset": ".scale.rerank",
 }
 
 

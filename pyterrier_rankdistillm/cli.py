@@ -6,9 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .reranker import MonoElectra
 
 # Repeated here, so that --help does not import torch; a test compares.
 DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -66,6 +69,15 @@ def _parser(command: str) -> argparse.ArgumentParser:
     rerank.add_argument("--batch-tokens", type=int, help="tokens encoded together (default: 512 on the CPU, 32768)")
     rerank.add_argument("--query-length", type=int, help="tokens read of a query (default: the checkpoint's)")
     rerank.add_argument("--doc-length", type=int, help="tokens read of a text (default: the checkpoint's)")
+    rerank.add_argument("--engine", choices=["local", "ray"], default="local",
+                        help="this process, or Ray Data: many GPUs, cores or machines; goes on where it was stopped "
+                        "(default: %(default)s)")  # fmt: skip
+    scale = rerank.add_argument_group("with --engine ray")
+    scale.add_argument("--num-workers", type=int, help="actors that score (default: one a GPU, else one a machine)")
+    scale.add_argument("--address", help="of a running Ray (default: the one that runs here, else one is started)")
+    scale.add_argument(
+        "--dry-run", action="store_true", help="only say what it would take: pairs, tokens, hours, memory"
+    )
     rerank.set_defaults(action=_rerank)
 
     for stage, what, run in (
@@ -159,11 +171,29 @@ def _rerank(args: argparse.Namespace) -> None:
     )
     runs.check_target(args.output)  # before the work, not after it
     dataset = args.dataset or runs.dataset_of(args.run)
+    if args.engine == "ray":
+        _rerank_on_ray(args, reranker, dataset)
+        return
+    options = {"--num-workers": args.num_workers, "--address": args.address, "--dry-run": args.dry_run or None}
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} must come with --engine ray.")
     run = runs.read(args.run)
     run = run[run["rank"] < args.depth]
     reranked = reranker.transform(runs.add_text(runs.add_queries(run, dataset), dataset))
     runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag="monoelectra")
     print(f"{args.output}: {len(reranked)} rows for {reranked['qid'].nunique()} queries, by {reranker!r}")
+
+
+def _rerank_on_ray(args: argparse.Namespace, reranker: MonoElectra, dataset: str) -> None:
+    from .scale import estimate_rerank, rerank_dataset
+
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("depth", "num_workers", "address")}
+    if args.dry_run:
+        print(estimate_rerank(args.run, reranker, args.output, text=dataset, topics=dataset, **options))
+        return
+    made = rerank_dataset(args.run, reranker, args.output, text=dataset, topics=dataset, **options)
+    print(f"{args.output}: {made.record['rows']} rows for {made.record['queries']} queries, by {reranker!r}")
 
 
 def _reproduce(args: argparse.Namespace) -> int:

@@ -45,6 +45,7 @@ def test_public_names() -> None:
         "Reproduction",
         "TruncationWarning",
         "reproduce",
+        "rerank_dataset",
     }
     assert pyterrier_rankdistillm.__all__ == sorted(pyterrier_rankdistillm.__all__)
 
@@ -67,9 +68,14 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "pyterrier", "pandas", "numpy", "tokenizers", "safetensors", "huggingface_hub"]
-    heavy += ["ir_datasets", "ir_measures"]
+    heavy += ["ir_datasets", "ir_measures", "ray"]
     code = f"import sys, pyterrier_rankdistillm; print([name for name in {heavy} if name in sys.modules])"
     assert run(code).strip() == "[]"
+
+
+def test_ray_is_imported_when_it_is_used() -> None:
+    code = "import sys; from pyterrier_rankdistillm import rerank_dataset; print('ray' in sys.modules)"
+    assert run(code).strip() == "False"
 
 
 def test_importing_says_nothing_and_sets_up_no_logging() -> None:
@@ -107,7 +113,8 @@ ROOMS = {
     "datasets": ("demo", "runs"),
     "training": ("datasets", "reranker", "runs", "scoring"),
     "tables": ("datasets", "reranker", "runs", "scoring"),
-    "cli": ("datasets", "demo", "reranker", "runs", "scoring", "tables", "training"),
+    "scale": ("reranker", "runs", "scoring"),
+    "cli": ("datasets", "demo", "reranker", "runs", "scale", "scoring", "tables", "training"),
 }
 """What a room (a folder, or a file of its own) may import of ours, beside itself."""
 

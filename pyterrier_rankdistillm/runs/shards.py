@@ -2,7 +2,8 @@
 
 A folder holds a manifest (what is to be done, written once) and, for each finished shard, a run file and its notes.
 A shard is finished when its notes are there; they are written last, and whole. So work can stop at any moment, and
-several workers can take shards of one folder: nothing but finished shards is ever shared.
+several workers can take shards of one folder: nothing but finished shards is ever shared. When all are, they are joined
+into one run file with a record of what it was made with beside it, and the folder goes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pandas as pd
 
 from ._atomic import replacing
 from .download import md5_of
-from .files import read, write
+from .files import TAG, read, write, writer
 
 _VERSION = 1
 
@@ -40,35 +41,33 @@ class Shard:
     qids: tuple[str, ...]
 
 
-class Shards:
-    """The shards of a folder; made where there is none, else continued.
+class ShardFolder:
+    """Where shards are kept; all that a worker needs, who is told what is to be done.
 
     Args:
-        folder: Where to; its own.
-        qids: All queries, in the order of the result.
-        size: Queries a shard.
-        settings: What the result depends on, as JSON values: work is only continued under the same settings.
-
-    Raises:
-        ShardError: The folder is of other work; the message names what differs.
+        folder: The folder.
+        suffix: Format of the shards' run files, as in ``runs.write``.
     """
 
-    def __init__(self, folder: Path, qids: Sequence[str], *, size: int, settings: Mapping[str, Any]) -> None:
-        if size < 1:
-            raise ValueError(f"Shards: size must be at least 1 query, got {size!r}.")
+    def __init__(self, folder: Path, suffix: str) -> None:
         self.folder = folder
-        plan = {"version": _VERSION, "size": size, "settings": dict(settings), "qids": list(qids)}
-        plan = json.loads(json.dumps(plan))  # as it reads back
-        file = folder / "manifest.json"
-        if file.is_file():
-            _check_same(file, json.loads(file.read_text(encoding="utf-8")), plan)
-        else:
-            write_json(file, plan)
-        self.all = [Shard(n, tuple(qids[start : start + size])) for n, start in enumerate(range(0, len(qids), size))]
+        self.suffix = suffix
 
-    def pending(self) -> list[Shard]:
-        """The shards that are not finished, in order."""
-        return [shard for shard in self.all if not self._notes_file(shard).is_file()]
+    def begin(self, shard: Shard) -> int:
+        """Notes that work on a shard begins.
+
+        Returns:
+            How often it has begun, this time counted: more than once where a worker died of it.
+        """
+        file = self._attempts_file(shard)
+        with file.open("ab") as attempts:
+            attempts.write(b".")
+        return file.stat().st_size
+
+    def forget_beginnings(self) -> None:
+        """Counts from 0 again: shards whose work began in a process that was stopped are not to blame."""
+        for file in self.folder.glob("*.attempts"):
+            file.unlink()
 
     def save(self, shard: Shard, run: pd.DataFrame, notes: Mapping[str, Any] | None = None) -> None:
         """Finishes a shard.
@@ -83,6 +82,49 @@ class Shards:
             write(run, self._run_file(shard))
             md5 = md5_of(self._run_file(shard))
         write_json(self._notes_file(shard), {"rows": len(run), "md5": md5, "notes": dict(notes or {})})
+
+    def _run_file(self, shard: Shard) -> Path:
+        return self.folder / f"{shard.index:06d}{self.suffix}"
+
+    def _notes_file(self, shard: Shard) -> Path:
+        return self.folder / f"{shard.index:06d}.json"
+
+    def _attempts_file(self, shard: Shard) -> Path:
+        return self.folder / f"{shard.index:06d}.attempts"
+
+
+class Shards(ShardFolder):
+    """The shards of a folder; made where there is none, else continued.
+
+    Args:
+        folder: Where to; its own.
+        qids: All queries, in the order of the result.
+        size: Queries a shard.
+        settings: What the result depends on, as JSON values: work is only continued under the same settings.
+        suffix: Format of the shards' run files, as in ``runs.write``.
+
+    Raises:
+        ShardError: The folder is of other work; the message names what differs.
+    """
+
+    def __init__(
+        self, folder: Path, qids: Sequence[str], *, size: int, settings: Mapping[str, Any], suffix: str = ".jsonl.gz"
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"Shards: size must be at least 1 query, got {size!r}.")
+        super().__init__(folder, suffix)
+        plan = {"version": _VERSION, "size": size, "settings": dict(settings), "qids": list(qids)}
+        plan = json.loads(json.dumps(plan))  # as it reads back
+        file = folder / "manifest.json"
+        if file.is_file():
+            _check_same(file, json.loads(file.read_text(encoding="utf-8")), plan)
+        else:
+            write_json(file, plan)
+        self.all = [Shard(n, tuple(qids[start : start + size])) for n, start in enumerate(range(0, len(qids), size))]
+
+    def pending(self) -> list[Shard]:
+        """The shards that are not finished, in order."""
+        return [shard for shard in self.all if not self._notes_file(shard).is_file()]
 
     def notes(self) -> list[dict[str, Any]]:
         """What was noted for each shard, in order.
@@ -109,9 +151,45 @@ class Shards:
                 )
             yield read(file)
 
-    def remove(self) -> None:
-        """Deletes the folder."""
+    def complete(self, path: Path, record: Mapping[str, Any], *, tag: str = TAG) -> dict[str, Any]:
+        """Joins the shards into one run, writes its record and deletes the folder; may be stopped and done again.
+
+        Args:
+            path: Run file to write; the suffix says the format.
+            record: What the run was made with, the settings of the shards among it, as JSON values.
+            tag: The system's name in TREC files.
+
+        Returns:
+            The record, also in ``{path}.json``: with ``versions`` and ``seconds``, which every shard's notes must have
+            (more than one of the former, where software was changed between two calls), numbers of ``queries`` and
+            ``rows``, and the run's ``md5``.
+
+        Raises:
+            ShardError: Not all shards are finished, or a file was changed since.
+            ValueError: No shard has any rankings.
+        """
+        versions: list[dict[str, str]] = []
+        seconds = 0.0
+        for note in self.notes():
+            seconds += note["seconds"]
+            if note["versions"] not in versions:
+                versions.append(note["versions"])
+        rows = 0
+        with writer(path, tag=tag) as append:
+            for run in self.runs():
+                append(run)
+                rows += len(run)
+        made = {
+            **record,
+            "versions": versions,
+            "queries": sum(len(shard.qids) for shard in self.all),
+            "rows": rows,
+            "seconds": round(seconds, 3),
+            "md5": md5_of(path),
+        }
+        write_json(_record_of(path), made)
         shutil.rmtree(self.folder)
+        return made
 
     def _finished(self, shard: Shard) -> dict[str, Any]:
         file = self._notes_file(shard)
@@ -120,11 +198,40 @@ class Shards:
         finished: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return finished
 
-    def _run_file(self, shard: Shard) -> Path:
-        return self.folder / f"{shard.index:06d}.jsonl.gz"
 
-    def _notes_file(self, shard: Shard) -> Path:
-        return self.folder / f"{shard.index:06d}.json"
+def folder_of(path: Path) -> Path:
+    """Where the shards of a run are kept while it is made."""
+    return path.with_name(f"{path.name}.shards")
+
+
+def completed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a run that an earlier call completed, if one did.
+
+    Args:
+        path: The run file.
+        settings: What it depends on, as for ``Shards``.
+
+    Raises:
+        FileExistsError: The file is of other work, or was changed.
+    """
+    record_file, folder = _record_of(path), folder_of(path)
+    if not path.exists():
+        return None
+    if not record_file.exists():
+        if (folder / "manifest.json").exists():  # stopped between the two
+            return None
+        raise FileExistsError(f"{path} exists, without {record_file.name}. Choose another output, or remove it.")
+    record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
+    changed = differences({key: record.get(key) for key in settings}, dict(settings))
+    if changed:
+        raise FileExistsError(
+            f"{path} exists and is of other work: {'; '.join(changed)}. Choose another output, or remove it."
+        )
+    if md5_of(path) != record["md5"]:
+        raise FileExistsError(f"{path} was changed after it was written. Choose another output, or remove it.")
+    if folder.exists():  # stopped while it was deleted
+        shutil.rmtree(folder)
+    return record
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -139,6 +246,10 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         keys = dict.fromkeys((*old, *new))
         return [d for key in keys for d in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
     return [] if old == new else [f"{name}: {_short(old)}, now {_short(new)}"]
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def _check_same(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import sys
 import time
 from collections import Counter
@@ -18,11 +17,10 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .download import md5_of
-from .files import check_target, read, writer
+from .files import check_target, read
 from .identity import describe, frame_digest, versions
 from .ranks import Ids, first_fault, order_disagrees, positions
-from .shards import Shards, differences, write_json
+from .shards import Shards, completed, folder_of
 
 OnFault = Literal["error", "skip"]
 
@@ -113,12 +111,11 @@ def make_teacher_run(
         "topics": frame_digest(topics[["qid", "query"]]), "depth": depth, "shard_size": shard_size, "seed": seed,
         "on_fault": on_fault, "settings": dict(settings or {}),
     })  # fmt: skip
-    folder = path.with_name(f"{path.name}.shards")
-    done = _finished(path, folder, work)
+    done = completed(path, work)
     if done is not None:
-        return done
+        return TeacherRun(path, done)
     check_target(path)  # before days of work
-    shards = Shards(folder, topics["qid"].tolist(), size=shard_size, settings=work)
+    shards = Shards(folder_of(path), topics["qid"].tolist(), size=shard_size, settings=work)
     by_qid = topics.set_index("qid", drop=False)
     made_with = versions(_PACKAGES)
     bar = pt.tqdm(total=len(topics), unit=" queries", desc="Teacher", disable=not verbose)
@@ -133,7 +130,12 @@ def make_teacher_run(
             notes |= {"versions": made_with, "seconds": round(time.monotonic() - started, 3)}
             shards.save(shard, run, notes)
             bar.update(len(shard.qids))
-    return _finish(path, shards, work)
+    noted = shards.notes()
+    found = {
+        "without_documents": [qid for notes in noted for qid in notes["without_documents"]],
+        "faults": {qid: what for notes in noted for qid, what in notes["faults"].items()},
+    }
+    return TeacherRun(path, shards.complete(path, {**work, **found}))
 
 
 def _rank(
@@ -216,59 +218,6 @@ def _docnos(run: pd.DataFrame) -> dict[str, list[str]]:
 
 def _some(docnos: list[str]) -> str:
     return ", ".join(repr(docno) for docno in docnos[:3]) + (", ..." if len(docnos) > 3 else "")
-
-
-def _finish(path: Path, shards: Shards, work: dict[str, Any]) -> TeacherRun:
-    """Shards to run and record; may be stopped and done again at any point."""
-    notes = shards.notes()
-    rows = 0
-    with writer(path) as append:
-        for run in shards.runs():
-            append(run)
-            rows += len(run)
-    versions: list[dict[str, str]] = []
-    for note in notes:
-        if note["versions"] not in versions:
-            versions.append(note["versions"])
-    record = {
-        **work,
-        "versions": versions,  # more than one, where software was changed between two calls
-        "queries": sum(len(shard.qids) for shard in shards.all),
-        "rows": rows,
-        "without_documents": [qid for note in notes for qid in note["without_documents"]],
-        "faults": {qid: what for note in notes for qid, what in note["faults"].items()},
-        "seconds": round(sum(note["seconds"] for note in notes), 3),
-        "md5": md5_of(path),
-    }
-    write_json(_record_of(path), record)
-    shards.remove()
-    return TeacherRun(path, record)
-
-
-def _finished(path: Path, folder: Path, work: dict[str, Any]) -> TeacherRun | None:
-    """The run, if an earlier call finished it."""
-    record_file = _record_of(path)
-    if not path.exists():
-        return None
-    if not record_file.exists():
-        if (folder / "manifest.json").exists():  # stopped between the two
-            return None
-        raise FileExistsError(f"{path} exists, without {record_file.name}. Choose another output, or remove it.")
-    record = json.loads(record_file.read_text(encoding="utf-8"))
-    changed = differences({key: record.get(key) for key in work}, work)
-    if changed:
-        raise FileExistsError(
-            f"{path} exists and is of other work: {'; '.join(changed)}. Choose another output, or remove it."
-        )
-    if md5_of(path) != record["md5"]:
-        raise FileExistsError(f"{path} was changed after it was written. Choose another output, or remove it.")
-    if folder.exists():  # stopped while it was deleted
-        shutil.rmtree(folder)
-    return TeacherRun(path, record)
-
-
-def _record_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
 
 
 def _check(topics: pd.DataFrame, depth: int, shard_size: int, on_fault: str) -> None:

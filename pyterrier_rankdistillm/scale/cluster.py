@@ -1,0 +1,158 @@
+"""Ray: the one that runs, or one of our own for as long as it is needed; and what each worker gets of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere; Ray Data looks whenever it begins
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else each actor is announced as an error
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """What Ray may use of a machine.
+
+    Args:
+        cpus: Cores.
+        gpus: GPUs.
+    """
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How a cluster is shared out.
+
+    Args:
+        number: How many workers there are.
+        cpus: Cores of each: its threads.
+        gpus: GPUs of each: 0 or 1.
+    """
+
+    number: int
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Ray, while the context lasts.
+
+    It is the one that this process uses already, or the one at ``address``, or one that runs here (``ray start``,
+    ``RAY_ADDRESS``); else one of our own, which ends with the context.
+
+    Raises:
+        ConnectionError: There is no Ray at ``address``.
+        ValueError: This process uses another Ray already.
+        ImportError: Ray is not installed.
+    """
+    ray = import_ray()
+    with _environment(_QUIET):
+        if ray.is_initialized():
+            used = ray.get_runtime_context().gcs_address
+            if address not in (None, used):
+                raise ValueError(
+                    f"rerank_dataset: address must be None or {used!r}, the Ray that this process uses already, got "
+                    f"{address!r}. Call ray.shutdown() first to use another."
+                )
+            yield
+            return
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"rerank_dataset: address must be that of a running Ray, got {address!r}: {error}. Start one with `ray "
+                f"start --head`, or give 'local' for one of our own."
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """The machines of the cluster."""
+    alive = [node["Resources"] for node in import_ray().nodes() if node["Alive"]]
+    return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in alive]
+
+
+def share(machines: Sequence[Node], number: int | None, *, gpu: bool) -> Workers:
+    """Shares machines out among equal workers, none of which is on two of them.
+
+    Args:
+        machines: The cluster's.
+        number: How many workers; default: one a GPU; without any, one a machine.
+        gpu: Whether workers may use GPUs; each gets one, if there are any.
+
+    Raises:
+        ValueError: There is not so much.
+    """
+    gpus = 1 if gpu and any(machine.gpus for machine in machines) else 0
+    if number is None:
+        number = sum(machine.gpus if gpus else machine.cpus > 0 for machine in machines)
+    for cpus in range(max((machine.cpus for machine in machines), default=0), 0, -1):
+        room = [min(machine.cpus // cpus, machine.gpus) if gpus else machine.cpus // cpus for machine in machines]
+        if sum(room) >= number > 0:
+            return Workers(number, cpus, gpus)
+    most = sum(min(machine.cpus, machine.gpus) if gpus else machine.cpus for machine in machines)
+    what, else_ = ("GPUs, each with a core", "use the CPUs with device='cpu'") if gpus else ("cores", "add machines")
+    raise ValueError(
+        f"rerank_dataset: num_workers must be from 1 to {most}, as many as Ray has {what}, got {number}. Ask for "
+        f"fewer, or {else_}."
+    )
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keeps Ray Data from reporting on itself: progress and errors are reported in this package's way."""
+    data = import_ray().data
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray[.]")  # Ray about Ray
+        context = data.DataContext.get_current()
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    shown = context.enable_progress_bars
+    logger.setLevel(logging.CRITICAL)
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = shown
+        logger.setLevel(level)
+
+
+def import_ray() -> Any:
+    """Ray with Ray Data.
+
+    Raises:
+        ImportError: One of them is not installed.
+    """
+    try:
+        ray = import_module("ray")
+        import_module("ray.data")
+    except ImportError as error:
+        raise ImportError("rerank_dataset needs Ray Data: pip install 'pyterrier-rankdistillm[scale]'.") from error
+    return ray
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables that hold meanwhile, here and for what is started; what a user has set stays."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)

@@ -1,0 +1,108 @@
+"""What is to be done, checked before any of it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..runs.download import md5_of
+from ..runs.files import check_target
+from ..runs.identity import frame_digest, model_identity
+from ..runs.shards import Shard, folder_of
+from ..scoring.checkpoint import Checkpoint
+from .cluster import Workers, nodes, share
+from .sources import Model, Run, Text, Topics, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
+from .workers import Job
+
+_LARGEST_SHARD, _SHARDS = 100, 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is to be re-ranked.
+
+    Args:
+        job: How.
+        asked: The queries in the order of the result, by qid: columns qid, query, and position, the place in the run.
+        workers: Who does it.
+        settings: What the result depends on, as JSON values; ``shard_size`` among them.
+    """
+
+    job: Job
+    asked: pd.DataFrame
+    workers: Workers
+    settings: dict[str, Any]
+
+    @cached_property
+    def pairs(self) -> int:
+        """How many pairs are to be scored."""
+        sizes = self.job.rankings.sizes
+        return int(sizes.sum() if self.job.depth is None else np.minimum(sizes, self.job.depth).sum())
+
+    def row(self, shard: Shard) -> dict[str, Any]:
+        """A shard as a row of Ray Data."""
+        start = shard.index * self.settings["shard_size"]
+        part = self.asked.iloc[start : start + len(shard.qids)]
+        return {
+            "index": shard.index,
+            "qids": list(shard.qids),
+            "positions": part["position"].tolist(),
+            "queries": part["query"].tolist(),
+        }
+
+
+@contextmanager
+def planned(
+    run: Run,
+    model: Model,
+    path: Path,
+    text: Text,
+    topics: Topics | None,
+    depth: int | None,
+    shard_size: int | None,
+    num_workers: int | None,
+) -> Iterator[Plan]:
+    """The plan for ``rerank_dataset``, whose arguments these are. An error before the work has begun leaves no files.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+    for name, value in (("depth", depth), ("shard_size", shard_size), ("num_workers", num_workers)):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):
+            raise ValueError(f"rerank_dataset: {name} must be None or at least 1, got {value!r}.")
+    check_target(path)  # before days of work
+    folder = folder_of(path)
+    try:
+        reranker = reranker_of(model)
+        workers = share(nodes(), num_workers, gpu=str(reranker.device) != "cpu")
+        file = run_file_of(run, folder)
+        rankings = rankings_of(file, folder)
+        qids = list(rankings.qids[:])
+        order = sorted(range(len(qids)), key=qids.__getitem__)  # as transform orders its result
+        found = text_of(text, folder)
+        queries = queries_of(rankings, order, topics, found)
+        asked = pd.DataFrame({"qid": [qids[n] for n in order], "query": queries, "position": order})
+        identity = model_identity(reranker.clone(device="cpu"))  # the driver need not have a GPU
+        if not isinstance(reranker.model, Checkpoint):
+            reranker = reranker.clone(revision=identity["revision"])  # the same for all, whenever they open it
+        settings = {
+            "reranker": identity,
+            "run": md5_of(file),
+            "topics": frame_digest(asked[["qid", "query"]]),
+            "text": named(found),
+            "depth": depth,
+            "shard_size": shard_size or max(1, min(_LARGEST_SHARD, len(qids) // _SHARDS)),
+        }
+        yield Plan(Job(reranker, rankings, found, depth), asked, workers, settings)
+    finally:
+        if folder.is_dir() and not (folder / "manifest.json").exists():
+            shutil.rmtree(folder)
