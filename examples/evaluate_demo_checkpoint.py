@@ -1,11 +1,13 @@
-"""Measures a checkpoint on real collections: the numbers in the README and in the demo's model card.
+"""Measures checkpoints on real collections: the numbers in the README and in the demo's model card.
 
-    pip install pyterrier-rankdistillm[demo]
+    pip install pyterrier-rankdistillm[demo,report]
     python examples/evaluate_demo_checkpoint.py --data ../shared/data
+    python examples/evaluate_demo_checkpoint.py --data ../shared/data ours=my-checkpoint demo=rankdistillm:demo
 
 ``--data`` holds ``trec-dl-2019-pool``, ``vaswani`` and ``cisi`` (each with passages.jsonl.gz, queries.tsv, qrels.txt)
-and ``trec-dl-runs`` (first stages with qrels). First stages are live BM25 (PISA) over each collection, and the runs. Of
-a run over all of MS MARCO only the documents in the pool have text: these lists are condensed, and marked so.
+and ``trec-dl-runs`` (first stages). First stages are these runs, and live BM25 (PISA) over each collection. Of runs
+over MS MARCO only the documents in the pool have text: these lists are condensed. Printed are nDCG@10, and p of a
+paired t-test between the first stage and the first model.
 """
 
 from __future__ import annotations
@@ -14,80 +16,85 @@ import argparse
 import gzip
 import json
 import tempfile
-import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import pyterrier as pt
-from pyterrier.measures import RR, nDCG
 from pyterrier_pisa import PisaIndex
 
-from pyterrier_rankdistillm import MonoElectra
+from pyterrier_rankdistillm import MonoElectra, Reproduction, reproduce
 
-RUNS = {
-    "TREC DL 2019, BM25 (Pyserini), condensed": "bm25-pyserini.trec-dl-2019.run.gz",
-    "TREC DL 2019, BM25 (PyTerrier), condensed": "bm25-pyterrier.trec-dl-2019.run.gz",
-    "TREC DL 2019, ColBERTv2, condensed": "colbertv2.trec-dl-2019.run.gz",
-}
+LIVE_DEPTH = 50
 
 
-class Collection:
-    """Passages, topics and qrels of a folder."""
+@dataclass(frozen=True)
+class Setting:
+    """A collection with a first stage.
 
-    def __init__(self, folder: Path) -> None:
-        with gzip.open(folder / "passages.jsonl.gz", "rt", encoding="utf-8") as file:
-            self.texts = {row["docno"]: row["text"] for row in map(json.loads, file)}
-        self.qrels = pt.io.read_qrels(str(folder / "qrels.txt"))
-        lines = (folder / "queries.tsv").read_text(encoding="utf-8").splitlines()
-        topics = pd.DataFrame([line.split("\t", 1) for line in lines], columns=["qid", "query"])
-        self.topics = topics[topics["qid"].isin(self.qrels["qid"])].reset_index(drop=True)
+    Args:
+        name: For people.
+        folder: The collection's.
+        run: File of the first stage; None: live BM25.
+        depth: Of live BM25.
+    """
 
-    def with_text(self, run: pd.DataFrame) -> pd.DataFrame:
-        return run.assign(text=[self.texts[docno] for docno in run["docno"]])
+    name: str
+    folder: str
+    run: str | None = None
+    depth: int = LIVE_DEPTH
 
-    def condensed(self, run_file: Path, depth: int) -> pt.Transformer:
-        run = pt.io.read_results(str(run_file)).drop(columns="name").merge(self.topics, on="qid")
-        run = run.sort_values(["qid", "score", "docno"], ascending=[True, False, False]).groupby("qid").head(depth)
-        return pt.Transformer.from_df(self.with_text(run[run["docno"].isin(self.texts)]))
+    def reproduce(self, systems: Mapping[str, Any], data: Path) -> Reproduction:
+        """Measures re-rankers."""
+        folder = data / self.folder
+        texts = folder / "passages.jsonl.gz"
+        given: dict[str, Any] = {"topics": folder / "queries.tsv", "qrels": folder / "qrels.txt", "text": texts}
+        if self.run is not None:
+            run = data / "trec-dl-runs" / self.run
+            return reproduce("trec-dl-2019", systems, first_stage=run, condensed=True, **given)
+        with tempfile.TemporaryDirectory() as scratch, gzip.open(texts, "rt", encoding="utf-8") as file:
+            index = PisaIndex(f"{scratch}/index.pisa", text_field="text")
+            index.index(map(json.loads, file))
+            bm25 = index.bm25(num_results=self.depth)
+            return reproduce(f"folder:{self.folder}", systems, first_stage=bm25, **given)
 
-    def live_bm25(self, folder: Path, depth: int) -> pt.Transformer:
-        index = PisaIndex(str(folder / "index.pisa"), text_field="text")
-        index.index({"docno": docno, "text": text} for docno, text in self.texts.items())
-        return index.bm25(num_results=depth) >> pt.apply.generic(self.with_text)
+
+CONDENSED_BM25 = Setting(
+    "TREC DL 2019, BM25 (Pyserini) top 100, condensed", "trec-dl-2019-pool", "bm25-pyserini.trec-dl-2019.run.gz"
+)
+VASWANI = Setting(f"Vaswani, live BM25 (PISA) top {LIVE_DEPTH}", "vaswani")
+CISI = Setting(f"CISI, live BM25 (PISA) top {LIVE_DEPTH}", "cisi")
+SETTINGS = (
+    CONDENSED_BM25,
+    Setting(
+        "TREC DL 2019, BM25 (PyTerrier) top 100, condensed", "trec-dl-2019-pool", "bm25-pyterrier.trec-dl-2019.run.gz"
+    ),
+    Setting("TREC DL 2019, ColBERTv2 top 100, condensed", "trec-dl-2019-pool", "colbertv2.trec-dl-2019.run.gz"),
+    Setting(f"TREC DL 2019 pool, live BM25 (PISA) top {LIVE_DEPTH}", "trec-dl-2019-pool"),
+    VASWANI,
+    CISI,
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="*", default=["demo=rankdistillm:demo"], help="NAME=MODEL")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="rankdistillm:demo")
-    parser.add_argument("--live-depth", type=int, default=50)
     args = parser.parse_args()
-    monoelectra = MonoElectra(args.model)
+    systems = {name: MonoElectra(model) for name, model in (model.split("=", 1) for model in args.model)}
     rows = []
+    for setting in SETTINGS:
+        result = setting.reproduce(systems, args.data)
+        first_stage = first_stage_of(result)
+        values = {"first stage": first_stage["value"], **result.cells.set_index("system").loc[list(systems), "value"]}
+        rows.append({"collection, first stage": setting.name, **values, "p": first_stage["p_value"]})
+        print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format), flush=True)
 
-    def evaluate(name: str, first_stage: pt.Transformer, collection: Collection) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="There are shared pipeline components")
-            table = pt.Experiment(
-                [first_stage, first_stage >> monoelectra],
-                collection.topics,
-                collection.qrels,
-                [nDCG @ 10, RR(rel=2) @ 10] if "DL" in name else [nDCG @ 10, RR @ 10],
-                baseline=0,
-            )
-        before, after = table["nDCG@10"]
-        p = table["nDCG@10 p-value"].iloc[1]
-        rows.append({"collection, first stage": name, "first stage": before, "MonoElectra": after, "p": p})
-        print(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.3f}"), flush=True)
 
-    pool = Collection(args.data / "trec-dl-2019-pool")
-    for name, file in RUNS.items():
-        evaluate(name, pool.condensed(args.data / "trec-dl-runs" / file, depth=100), pool)
-    for name, folder in (("TREC DL 2019 pool", "trec-dl-2019-pool"), ("Vaswani", "vaswani"), ("CISI", "cisi")):
-        collection = Collection(args.data / folder)
-        with tempfile.TemporaryDirectory() as scratch:
-            live = collection.live_bm25(Path(scratch), args.live_depth)
-            evaluate(f"{name}, BM25 (PISA, live), top {args.live_depth}", live, collection)
+def first_stage_of(result: Reproduction) -> pd.Series:
+    """The first stage's cell; the condensed one, where there are both."""
+    return result.cells[result.cells["system"].str.startswith("first stage")].iloc[-1]
 
 
 if __name__ == "__main__":

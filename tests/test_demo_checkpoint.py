@@ -59,5 +59,5 @@ def test_it_re_ranks_the_condensed_trec_dl_2019_list(shared: Path) -> None:
     assert len(run) == 2791
     run = run.assign(query=run["qid"].map(topics), text=run["docno"].map(texts))
     assert ndcg(run, qrels) == pytest.approx(0.512, abs=5e-4)
-    # Measured when it was made: 0.647. The bound is what the demo was asked to reach.
-    assert ndcg(MonoElectra("rankdistillm:demo")(run), qrels) >= 0.57
+    # Measured when it was made: 0.642. The bound is what the demo was asked to reach.
+    assert ndcg(MonoElectra("rankdistillm:demo")(run), qrels) >= 0.63
