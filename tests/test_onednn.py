@@ -25,10 +25,17 @@ def linear_and_input(outputs: int = 48, inputs: int = 80) -> tuple[nn.Linear, Te
     return linear, torch.randn(3, 7, inputs) * torch.rand(3, 7, 1) * 10
 
 
-def rounded(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Each row as whole steps from zero, and the size of its step, in float64."""
-    scale = x.double().abs().amax(-1, keepdim=True) / steps
-    return (x.double() / scale).round(), scale
+def rounded_weight(weight: Tensor) -> Tensor:
+    """To whole steps from zero, 63 of them to each row's largest magnitude, in float64."""
+    step = weight.double().abs().amax(-1, keepdim=True) / 63
+    return (weight.double() / step).round() * step
+
+
+def rounded_input(x: Tensor) -> Tensor:
+    """To whole steps from each row's smallest number, 255 of them to its largest, in float64."""
+    least, most = x.double().aminmax(dim=-1, keepdim=True)
+    step = (most - least) / 255
+    return ((x.double() - least) / step).round() * step + least
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
@@ -43,8 +50,7 @@ def test_packed_equals_the_layer_that_it_replaces(activation: str | None) -> Non
 @torch.inference_mode()
 def test_int8_equals_the_product_of_the_rounded_numbers(activation: str | None) -> None:
     linear, x = linear_and_input()
-    (weight, weight_scale), (inputs, scale) = rounded(linear.weight, 63), rounded(x, 127)
-    expected = (inputs @ weight.T * scale * weight_scale.squeeze(-1) + linear.bias).float()
+    expected = (rounded_input(x) @ rounded_weight(linear.weight).T + linear.bias).float()
     if activation is not None:
         expected = ACTIVATIONS[activation](expected)
     torch.testing.assert_close(Int8Linear(linear, activation)(x), expected, rtol=1e-5, atol=1e-4)
@@ -65,6 +71,24 @@ def test_int8_of_a_token_does_not_depend_on_its_company() -> None:
     assert torch.equal(int8(x * 1.0)[1, 2], int8(x[1:2, 2:3])[0, 0])
     x[0] *= 1000
     assert torch.equal(int8(x)[1, 2], int8(x[1:2, 2:3])[0, 0])
+
+
+@torch.inference_mode()
+def test_int8_has_all_steps_for_inputs_on_one_side_of_zero() -> None:
+    linear, x = linear_and_input()
+    linear.weight.copy_(rounded_weight(linear.weight))  # so that only inputs are rounded
+    one_side = x.abs() + 1.0
+    error, error_of_positive = ((Int8Linear(linear)(inputs) - linear(inputs)).std().item() for inputs in (x, one_side))
+    assert 0 < error_of_positive < 0.7 * error
+
+
+@pytest.mark.parametrize("value", [3.0, -2.5, 1e-30])
+@torch.inference_mode()
+def test_int8_of_equal_inputs_is_exact(value: float) -> None:
+    linear, x = linear_and_input()
+    x = torch.full_like(x, value)
+    expected = (x.double() @ rounded_weight(linear.weight).T + linear.bias).float()
+    torch.testing.assert_close(Int8Linear(linear)(x), expected, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,10 +18,10 @@ from .encoder import ACTIVATIONS, CrossEncoder
 _FUSED = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 """What oneDNN's operators call the activations of ``EncoderConfig.hidden_act``: name and variant."""
 
-_LARGEST_WEIGHT, _LARGEST_INPUT = 63, 127
-"""Steps from zero to the largest magnitude. Inputs are stored as unsigned bytes (1 to 255, zero is 128). Processors
-without VNNI add two products of such a byte and a weight in 16 bits, which saturate: 2 x 255 x 63 = 32,130 fits, with
-127 steps for a weight it would not."""
+_LARGEST_WEIGHT, _LARGEST_INPUT = 63, 255
+"""Steps from zero to a row's largest weight, and from a token's smallest input to its largest. Processors without VNNI
+add two products of such numbers in 16 bits, which saturate: 2 x 255 x 63 = 32,130 fits, with 127 steps for a weight it
+would not."""
 
 
 class PackedLinear(nn.Module):
@@ -47,9 +47,10 @@ class PackedLinear(nn.Module):
 class Int8Linear(nn.Module):
     """``activation(x @ weight.T + bias)`` with weights and inputs rounded to int8. For inference only.
 
-    Symmetric: one scale an output for the weights, one scale a token for the inputs, found as they come. So a token's
-    output does not depend on the other tokens of a batch. Sums are exact integers, so that they are the same on every
-    processor, with VNNI or without.
+    One scale an output for the weights. One range a token for the inputs, found as they come, so that a token's output
+    does not depend on the other tokens of a batch; from the smallest to the largest, since what comes out of an
+    activation is mostly on one side of zero. Sums are exact integers, so that they are the same on every processor,
+    with VNNI or without.
 
     Args:
         linear: The layer that it replaces; with a bias.
@@ -59,8 +60,9 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear, activation: str | None = None) -> None:
         super().__init__()
         weight = linear.weight.float()  # (O, I)
-        self.scales = _scales(weight, _LARGEST_WEIGHT).squeeze(-1)  # (O,)
+        self.scales = _at_least_tiny(weight.abs().amax(dim=-1)) / _LARGEST_WEIGHT  # (O,)
         steps = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.sums = steps.sum(dim=-1) * self.scales  # (O,): what each unit of a token's smallest input adds
         self.weight = torch.ops.onednn.qlinear_prepack(steps, None)
         self.weight_zeros = torch.zeros(len(steps), dtype=torch.int64)
         self.bias = linear.bias
@@ -68,14 +70,15 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., inputs) to (..., outputs)."""
-        scales = _scales(x, _LARGEST_INPUT)  # (..., 1)
-        # Truncated to bytes, 128.5 rounds to the nearest step from the zero at 128.
-        steps = torch.addcmul(x.new_tensor(128.5), x, scales.reciprocal()).to(torch.uint8)
+        least, most = torch.aminmax(x, dim=-1, keepdim=True)  # (..., 1)
+        scales = _at_least_tiny(most - least) / _LARGEST_INPUT
+        # Truncated to bytes, a half more rounds to the nearest step.
+        steps = torch.addcmul(x.new_tensor(0.5), x - least, scales.reciprocal()).to(torch.uint8)
         y = torch.ops.onednn.qlinear_pointwise(
-            *(steps, 1.0, 128, self.weight, self.scales, self.weight_zeros, None),  # input scale and zero; no bias
+            *(steps, 1.0, 0, self.weight, self.scales, self.weight_zeros, None),  # input scale and zero; no bias
             *(1.0, 0, torch.float32, "none", [], ""),  # output scale and zero; no activation
         )
-        y = torch.addcmul(self.bias, y, scales)
+        y = torch.addcmul(torch.addcmul(self.bias, least, self.sums), y, scales)
         return y if self.activation is None else self.activation(y)
 
 
@@ -90,9 +93,9 @@ def replace_linears(encoder: CrossEncoder, kind: type[PackedLinear] | type[Int8L
         layer.activation = nn.Identity()  # it is done in the linear map before it
 
 
-def _scales(x: Tensor, steps: int) -> Tensor:
-    """The size of a step in each row, (..., 1)."""
-    return x.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * steps) / steps
+def _at_least_tiny(x: Tensor) -> Tensor:
+    """So that steps of such a size, and one over them, are no zeros."""
+    return x.clamp_min(torch.finfo(torch.float32).tiny * 256)
 
 
 @functools.cache
@@ -100,7 +103,7 @@ def works(kind: type[PackedLinear] | type[Int8Linear]) -> bool:
     """Whether this torch and this processor compute such layers right, found by trying a small one.
 
     Only x86 is tried: elsewhere torch brings other matrix products, which were not measured. The small layer has the
-    largest weights and inputs, on which int8 sums would saturate if they could.
+    largest weights, and all inputs but one the largest, on which int8 sums would saturate if they could.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
@@ -108,8 +111,10 @@ def works(kind: type[PackedLinear] | type[Int8Linear]) -> bool:
     with torch.inference_mode():
         linear.weight.fill_(1.0)
         linear.bias.fill_(0.5)
+        x = torch.ones(3, 64)
+        x[:, 0] = 0.0
         try:
-            y = kind(linear)(torch.ones(3, 64))
+            y = kind(linear)(x)
         except (AttributeError, RuntimeError, TypeError):  # the operator is not there, or takes other arguments
             return False
-        return torch.allclose(y, torch.full((3, 32), 64.5), rtol=1e-5)
+        return torch.allclose(y, torch.full((3, 32), 63.5), rtol=1e-5)
