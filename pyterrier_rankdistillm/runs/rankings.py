@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,18 +12,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ._atomic import replacing
+from ._mapped import MappedForm, arrow
 from .files import read_parts
 from .published import fetch
 from .ranks import Ids, Integers, first_fault, positions
 
-SUFFIX = ".rankings"
-"""What the name of a run file's memory-mapped form ends with."""
-
 _PUBLISHED = "rankdistillm:"
-_KEY = b"pyterrier_rankdistillm.rankings"  # in the form's metadata: the file that it was made of
-_LAYOUT = "1"
-_SAMPLE = 64 << 10  # bytes at either end of a file that its identity looks at
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no one truth to compare by
@@ -64,7 +56,7 @@ class Rankings:
     docnos: Sequence[str]
     sizes: NDArray[np.int64]
 
-    def __init__(self, columns: _Columns, form: _Form | None = None) -> None:
+    def __init__(self, columns: _Columns, form: MappedForm | None = None) -> None:
         self.qids, self.docnos = _Strings(columns.qids), _Strings(columns.docnos)
         self.sizes = np.diff(columns.starts)
         self._columns, self._form = columns, form
@@ -100,13 +92,12 @@ class Rankings:
             PermissionError: The folder is not writable.
             ImportError: Without pyarrow.
         """
-        _arrow()
         if isinstance(source, str) and source.startswith(_PUBLISHED):
             source = fetch(source.removeprefix(_PUBLISHED))
         path = Path(source).expanduser().absolute()
-        form = _Form(_place(path, folder), _identity(path))
+        form = MappedForm.of(path, "rankings", folder)
         if not form.is_there():
-            form.make(path)
+            _make(form, path)
         return _open(form)
 
     @property
@@ -227,98 +218,30 @@ def _valid(run: pd.DataFrame) -> pd.DataFrame:
     return run.assign(rank=positions(scored, ids))
 
 
-# --- the mapped form: an Arrow file with a row a query, whose documents are a list ------------------------------------
+# --- mapped: a row a query, whose documents are a list ---------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Form:
-    """The mapped form of a run file.
-
-    Args:
-        path: Where it is.
-        identity: Of the run file that it is made of.
-    """
-
-    path: Path
-    identity: str
-
-    def is_there(self) -> bool:
-        if not self.path.exists():
-            return False
-        pa, ipc = _arrow()
-        try:
-            with pa.memory_map(str(self.path)) as source, ipc.open_file(source) as reader:
-                made_of = (reader.schema.metadata or {}).get(_KEY)
-        except (pa.ArrowException, OSError):
-            made_of = None
-        if made_of is None:
-            raise ValueError(
-                f"Rankings: {self.path} must be free for the mapped form of a run, but it is something else. Move it "
-                f"away, or give another folder."
-            )
-        return bool(made_of == self.identity.encode())
-
-    def make(self, run: Path) -> None:
-        pa, ipc = _arrow()
-        schema = pa.schema(
-            {
-                "qid": pa.string(),
-                "query": pa.string(),
-                "docnos": pa.list_(pa.string()),
-                "scores": pa.list_(pa.float64()),
-            },
-            metadata={_KEY: self.identity.encode()},
-        )
-        folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"Rankings: folder must be writable, got {str(folder)!r}. Give another folder.")
-        with replacing(self.path) as scratch, ipc.new_file(str(scratch), schema) as sink:
-            for part in read_parts(run):
-                columns = _columns(part)
-                starts = pa.array(columns.starts, pa.int32())
-                lists = [pa.ListArray.from_arrays(starts, pa.array(c)) for c in (columns.docnos, columns.scores)]
-                texts = [pa.array(strings, pa.string()) for strings in (columns.qids, columns.queries)]
-                sink.write_batch(pa.record_batch([*texts, *lists], schema=schema))
+def _make(form: MappedForm, run: Path) -> None:
+    pa, _ = arrow()
+    strings, numbers = pa.string(), pa.float64()
+    kinds = {"qid": strings, "query": strings, "docnos": pa.list_(strings), "scores": pa.list_(numbers)}
+    with form.writer(kinds) as append:
+        for part in read_parts(run):
+            columns = _columns(part)
+            starts = pa.array(columns.starts, pa.int32())
+            texts = [pa.array(column, strings) for column in (columns.qids, columns.queries)]
+            append([*texts, *(pa.ListArray.from_arrays(starts, pa.array(c)) for c in (columns.docnos, columns.scores))])
 
 
-def _open(form: _Form) -> Rankings:
+def _open(form: MappedForm) -> Rankings:
     """The rankings of a form that is there, mapped."""
-    pa, ipc = _arrow()
+    pa, _ = arrow()
     if not form.is_there():
         raise FileNotFoundError(f"Rankings: {form.path} is gone or of another run by now. Open the run file again.")
-    table = ipc.open_file(pa.memory_map(str(form.path))).read_all()
+    table = form.table()
     lists = table["docnos"].chunks
     rows = np.append(0, np.cumsum([len(chunk.flatten()) for chunk in lists]))
     starts = [chunk.offsets.to_numpy()[:-1] + first for chunk, first in zip(lists, rows[:-1], strict=True)]
     docnos, scores = (pa.chunked_array([c.flatten() for c in table[name].chunks]) for name in ("docnos", "scores"))
     columns = _Columns(table["qid"], table["query"], np.concatenate([*starts, rows[-1:]]), docnos, scores)
     return Rankings(columns, form)
-
-
-def _place(path: Path, folder: str | os.PathLike[str] | None) -> Path:
-    if folder is None:
-        return path.with_name(path.name + SUFFIX)
-    other = hashlib.blake2b(os.fsencode(path.parent), digest_size=4).hexdigest()  # files of one name from many folders
-    return Path(folder).expanduser().absolute() / f"{path.name}.{other}{SUFFIX}"
-
-
-def _identity(path: Path) -> str:
-    """What tells a file from what it was before, without reading all of it."""
-    status = path.stat()
-    with path.open("rb") as file:
-        ends = [file.read(_SAMPLE)]
-        file.seek(max(0, status.st_size - _SAMPLE))
-        ends.append(file.read())
-    digest = hashlib.blake2b(b"".join(ends), digest_size=16).hexdigest()
-    return f"{_LAYOUT} {status.st_size} {status.st_mtime_ns} {digest}"
-
-
-def _arrow() -> tuple[Any, Any]:
-    try:
-        return import_module("pyarrow"), import_module("pyarrow.ipc")
-    except ImportError as error:
-        raise ImportError(
-            "Rankings.from_file maps a run into memory, which needs pyarrow: pip install "
-            "'pyterrier-rankdistillm[parquet]'. Rankings.from_frame does not."
-        ) from error

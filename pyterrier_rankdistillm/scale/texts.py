@@ -10,12 +10,8 @@ from typing import Any, ClassVar
 import pandas as pd
 import pyterrier as pt
 
-from ..runs._atomic import replacing
+from ..runs._mapped import MappedForm, arrow
 
-SUFFIX = ".texts"
-"""What the name of a Parquet file's mapped form ends with."""
-
-_KEY = b"pyterrier_rankdistillm.texts"  # in the form's metadata: the file that it was made of
 _DOCNO = ("docno", "doc_id", "docid", "id")
 _BATCH = 10_000  # passages that are copied together
 
@@ -42,7 +38,7 @@ class ParquetText(pt.Transformer):
 
     def __init__(self, source: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> None:
         self.source = Path(source).expanduser().absolute()
-        self.folder = self.source.parent if folder is None else Path(folder).expanduser().absolute()
+        self.folder = None if folder is None else Path(folder).expanduser().absolute()
         self._table: Any = None
         self._open()
 
@@ -53,7 +49,7 @@ class ParquetText(pt.Transformer):
             ValueError: The file has a docno twice, with different texts.
         """
         pt.validate.columns(inp, includes=["docno"], context=self)
-        pa, compute = import_module("pyarrow"), import_module("pyarrow.compute")
+        (pa, _), compute = arrow(), import_module("pyarrow.compute")
         wanted = pa.array(inp["docno"].unique().tolist(), pa.string())
         table = self._open()
         # By a mask, not by places: those would be looked up in all texts as one piece, which is too large for Arrow.
@@ -72,51 +68,20 @@ class ParquetText(pt.Transformer):
 
     def _open(self) -> Any:
         if self._table is None:
-            pa, ipc = _arrow()
-            form = self.folder / f"{self.source.name}{SUFFIX}"
-            status = self.source.stat()
-            identity = f"{status.st_size} {status.st_mtime_ns}".encode()
-            if not (form.exists() and _made_of(form) == identity):
-                _make(self.source, form, identity)
-            self._table = ipc.open_file(pa.memory_map(str(form))).read_all()
+            form = MappedForm.of(self.source, "texts", self.folder)
+            if not form.is_there():
+                _make(form, self.source)
+            self._table = form.table()
         return self._table
 
 
-def _made_of(form: Path) -> bytes | None:
-    pa, ipc = _arrow()
-    try:
-        with pa.memory_map(str(form)) as source, ipc.open_file(source) as reader:
-            made_of: bytes | None = (reader.schema.metadata or {}).get(_KEY)
-    except (pa.ArrowException, OSError):
-        made_of = None
-    if made_of is None:
-        raise ValueError(
-            f"ParquetText: {form} must be free for the mapped form of the texts, but it is something else. Move it "
-            f"away, or give another folder."
-        )
-    return made_of
-
-
-def _make(source: Path, form: Path, identity: bytes) -> None:
-    pa, ipc = _arrow()
+def _make(form: MappedForm, source: Path) -> None:
+    pa, _ = arrow()
     file = import_module("pyarrow.parquet").ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
     names = file.schema_arrow.names
     docno = next((name for name in _DOCNO if name in names), None)
     if docno is None or "text" not in names:
         raise ValueError(f"ParquetText: {source} must have the columns docno and text, it has {', '.join(names)}.")
-    if not os.access(form.parent, os.W_OK):
-        raise PermissionError(f"ParquetText: folder must be writable, got {str(form.parent)!r}. Give another folder.")
-    schema = pa.schema({"docno": pa.string(), "text": pa.string()}, metadata={_KEY: identity})
-    with replacing(form) as scratch, ipc.new_file(str(scratch), schema) as sink:
+    with form.writer({"docno": pa.string(), "text": pa.string()}) as append:
         for batch in file.iter_batches(batch_size=_BATCH, columns=[docno, "text"]):
-            columns = [batch.column(name).cast(pa.string()) for name in (docno, "text")]
-            sink.write_batch(pa.record_batch(columns, schema=schema))
-
-
-def _arrow() -> tuple[Any, Any]:
-    try:
-        return import_module("pyarrow"), import_module("pyarrow.ipc")
-    except ImportError as error:
-        raise ImportError(
-            "ParquetText reads Parquet, which needs pyarrow: pip install 'pyterrier-rankdistillm[scale]'."
-        ) from error
+            append([batch.column(name).cast(pa.string()) for name in (docno, "text")])

@@ -1,0 +1,126 @@
+"""Arrow files that are made of other files once, to be mapped into memory: rankings of a run, texts of Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ._atomic import replacing
+
+_LAYOUT = "1"
+_SAMPLE = 64 << 10  # bytes at either end of a file that its identity looks at
+
+
+@dataclass(frozen=True)
+class MappedForm:
+    """What a file was read into, kept and used again until the file changes.
+
+    Args:
+        path: Where it is.
+        kind: What it holds, as its name ends: ``rankings``.
+        identity: Of the file that it is made of.
+    """
+
+    path: Path
+    kind: str
+    identity: str
+
+    @classmethod
+    def of(cls, source: Path, kind: str, folder: str | os.PathLike[str] | None) -> MappedForm:
+        """The form of a file as it is now, whether it is made yet or not: beside the file, or in ``folder``.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ImportError: Without pyarrow.
+        """
+        arrow()
+        if folder is None:
+            return cls(source.with_name(f"{source.name}.{kind}"), kind, _identity(source))
+        # Files of one name come from many folders.
+        other = hashlib.blake2b(os.fsencode(source.parent), digest_size=4).hexdigest()
+        return cls(Path(folder).expanduser().absolute() / f"{source.name}.{other}.{kind}", kind, _identity(source))
+
+    def is_there(self) -> bool:
+        """Whether it is made, of the file as it is now.
+
+        Raises:
+            ValueError: Something else has its name.
+        """
+        if not self.path.exists():
+            return False
+        pa, ipc = arrow()
+        try:
+            with pa.memory_map(str(self.path)) as source, ipc.open_file(source) as reader:
+                made_of = (reader.schema.metadata or {}).get(self._key)
+        except (pa.ArrowException, OSError):
+            made_of = None
+        if made_of is None:
+            raise ValueError(
+                f"{self.path} must be free for {self.kind} that are mapped into memory, but it is something else. Move "
+                f"it away, or give another folder."
+            )
+        return bool(made_of == self.identity.encode())
+
+    @contextmanager
+    def writer(self, columns: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
+        """Makes it, whole or not at all: what is yielded appends a part, an Arrow array for each of the columns.
+
+        Args:
+            columns: Their Arrow types, by name.
+
+        Raises:
+            PermissionError: The folder is not writable.
+        """
+        pa, ipc = arrow()
+        schema = pa.schema(dict(columns), metadata={self._key: self.identity.encode()})
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(
+                f"The folder of {self.kind} that are mapped into memory must be writable, got {str(folder)!r}. Give "
+                f"another folder."
+            )
+        with replacing(self.path) as scratch, ipc.new_file(str(scratch), schema) as sink:
+            yield lambda arrays: sink.write_batch(pa.record_batch(list(arrays), schema=schema))
+
+    def table(self) -> Any:
+        """The Arrow table, mapped."""
+        pa, ipc = arrow()
+        return ipc.open_file(pa.memory_map(str(self.path))).read_all()
+
+    @property
+    def _key(self) -> bytes:
+        """In the file's metadata: says whose it is, and which file it was made of."""
+        return f"pyterrier_rankdistillm.{self.kind}".encode()
+
+
+def arrow() -> tuple[Any, Any]:
+    """Pyarrow and pyarrow.ipc.
+
+    Raises:
+        ImportError: They are not installed.
+    """
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.ipc")
+    except ImportError as error:
+        raise ImportError(
+            "Mapping a file into memory needs pyarrow: pip install 'pyterrier-rankdistillm[parquet]'. Frames are held "
+            "in memory without it."
+        ) from error
+
+
+def _identity(path: Path) -> str:
+    """What tells a file from what it was before, without reading all of it."""
+    status = path.stat()
+    with path.open("rb") as file:
+        ends = [file.read(_SAMPLE)]
+        file.seek(max(0, status.st_size - _SAMPLE))
+        ends.append(file.read())
+    digest = hashlib.blake2b(b"".join(ends), digest_size=16).hexdigest()
+    return f"{_LAYOUT} {status.st_size} {status.st_mtime_ns} {digest}"
