@@ -197,7 +197,9 @@ def test_files_without_checksum_are_not_downloaded(zephyr: Site, monkeypatch: py
 def test_unknown_names() -> None:
     with pytest.raises(KeyError, match="rankzephyr, set-encoder, monoelectra, colbert"):
         runs.fetch("x")
-    names: Any = [name for name in pt.datasets.list_datasets(en_only=False)["dataset"] if "rankdistillm" in name]
+    names: Any = [
+        name for name in pt.datasets.list_datasets(en_only=False)["dataset"] if name.startswith("rankdistillm:")
+    ]
     assert names == [f"rankdistillm:{name}" for name in ("demo", *published.NAMES)]
 
 
