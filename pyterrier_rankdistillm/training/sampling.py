@@ -44,11 +44,11 @@ class Sampling:
             does not part the two: ``"top"``: the first ones. ``"random"``: drawn evenly. ``"log_random"``: drawn with
             weight ``1 / log2(rank + 2)``, so that the first document is 6.7 times as likely as the 100th.
             ``"top_and_random"``: half of them (rounded up) the first ones, half drawn evenly from those below.
-        size: Documents of a list, at least 2; where a ranking has fewer, the list is shorter. None: all (with
+        sample_size: Documents of a list, at least 2; where a ranking has fewer, the list is shorter. None: all (with
             ``"single_relevant"``: one relevant and all others), for strategies that need not draw.
         depth: Documents of a ranking that are looked at; None: all.
-        ranks: Ranks (from 0, end not included) that documents not known to be relevant come from; None: all. The top
-            of a ranking holds documents that are relevant without being judged.
+        negative_ranks: Ranks (from 0, end not included) that documents not known to be relevant come from; None: all.
+            The top of a ranking holds documents that are relevant without being judged.
         random_negatives: Probability, 0 to 1, with which each of the others of a ``"single_relevant"`` list is drawn
             from other queries' rankings instead.
         add_relevant: Whether relevant documents that are not in the ranking, as far as it is looked at, count as if
@@ -59,9 +59,9 @@ class Sampling:
     """
 
     strategy: Strategy = "top"
-    size: int | None = None
+    sample_size: int | None = None
     depth: int | None = None
-    ranks: tuple[int, int] | None = None
+    negative_ranks: tuple[int, int] | None = None
     random_negatives: float = 0.0
     add_relevant: bool = True
 
@@ -104,7 +104,7 @@ class Sampling:
             raise ValueError(f"Sampling: no list can be drawn for queries that {reason}. Leave them out.")
         if self.strategy == "single_relevant":
             return self._single_relevant(pool, docnos, relevance, rng, others)
-        size = len(pool) if self.size is None else self.size
+        size = len(pool) if self.sample_size is None else self.sample_size
         preferred = self._preferred(pool, size, rng)
         chosen = sorted(preferred[:size])
         spares = [candidate.docno for candidate in preferred[size:] if not candidate.relevant]
@@ -124,7 +124,7 @@ class Sampling:
     def _pool(self, docnos: Sequence[str], relevance: Mapping[str, int]) -> list[_Candidate]:
         """The documents that can be drawn, in the ranking's order."""
         seen = docnos[: self.depth]
-        first, end = self.ranks or (0, len(seen))
+        first, end = self.negative_ranks or (0, len(seen))
         candidates = [_Candidate(rank, docno, relevance.get(docno, 0) > 0) for rank, docno in enumerate(seen)]
         pool = [candidate for candidate in candidates if candidate.relevant or first <= candidate.rank < end]
         if self.add_relevant:
@@ -153,7 +153,7 @@ class Sampling:
     ) -> Draw:
         relevant = _shuffled([candidate.docno for candidate in pool if candidate.relevant], rng)[0]
         hard = _shuffled([candidate.docno for candidate in pool if not candidate.relevant], rng)
-        wanted = len(hard) if self.size is None else self.size - 1
+        wanted = len(hard) if self.sample_size is None else self.sample_size - 1
         foreign: list[str] = []
         if self.random_negatives > 0:
             if others is None:
@@ -172,15 +172,15 @@ class Sampling:
         problems = []
         if self.strategy not in get_args(Strategy):
             problems.append(f"strategy must be one of {', '.join(get_args(Strategy))}, got {self.strategy!r}.")
-        for name, least in (("size", 2), ("depth", 1)):
+        for name, least in (("sample_size", 2), ("depth", 1)):
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and value >= least):
                 problems.append(f"{name} must be None or a number of documents, at least {least}, got {value!r}.")
-        ranks: Any = self.ranks
+        ranks: Any = self.negative_ranks
         if ranks is not None and not (
             isinstance(ranks, tuple) and len(ranks) == 2 and all(map(_is_whole, ranks)) and 0 <= ranks[0] < ranks[1]
         ):
-            problems.append(f"ranks must be None or two ranks (first, end), 0 <= first < end, got {ranks!r}.")
+            problems.append(f"negative_ranks must be None or two ranks (first, end), 0 <= first < end, got {ranks!r}.")
         share: Any = self.random_negatives
         if not (isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1):
             problems.append(f"random_negatives must be a number from 0 to 1, got {share!r}.")
@@ -191,28 +191,34 @@ class Sampling:
     def _contradictions(self) -> list[str]:
         problems = []
         single = self.strategy == "single_relevant"
-        if self.size is None and self.strategy in ("random", "log_random", "top_and_random"):
-            problems.append(f"size must be given with strategy {self.strategy!r}, got None. 'top' takes all documents.")
+        if self.sample_size is None and self.strategy in ("random", "log_random", "top_and_random"):
+            problems.append(
+                f"sample_size must be given with strategy {self.strategy!r}, got None. 'top' takes all documents."
+            )
         if self.random_negatives > 0 and not single:
             problems.append(
                 f"random_negatives must be 0 with strategy {self.strategy!r}, got {self.random_negatives!r}. Use "
                 f"'single_relevant', which alone tells negatives from other documents."
             )
-        if self.ranks is not None and self.depth is not None and self.ranks[1] > self.depth:
+        if self.negative_ranks is not None and self.depth is not None and self.negative_ranks[1] > self.depth:
             problems.append(
-                f"ranks must end at depth, {self.depth}, at most, got {self.ranks!r}. Raise depth, or lower the ranks."
+                f"negative_ranks must end at depth, {self.depth}, at most, got {self.negative_ranks!r}. Raise depth, "
+                f"or lower them."
             )
         limits = {
             "the depth": self.depth,
-            "the number of ranks": None if self.ranks is None else self.ranks[1] - self.ranks[0],
+            "the number of ranks": None
+            if self.negative_ranks is None
+            else self.negative_ranks[1] - self.negative_ranks[0],
         }
         for name, limit in limits.items():
-            if self.size is not None and limit is not None and self.random_negatives == 0:
+            if self.sample_size is not None and limit is not None and self.random_negatives == 0:
                 most = limit + 1 if single else limit
-                if self.size > most:
+                if self.sample_size > most:
                     more = " plus 1 relevant" if single else ""
                     problems.append(
-                        f"size must be at most {name}, {limit}{more}, got {self.size}. Lower the size, or look deeper."
+                        f"sample_size must be at most {name}, {limit}{more}, got {self.sample_size}. Lower it, or "
+                        f"look deeper."
                     )
         return problems
 

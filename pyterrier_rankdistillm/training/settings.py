@@ -148,9 +148,11 @@ class Settings:
         """Which documents of a ranking a list holds."""
         return Sampling(
             strategy=self.sampling,
-            size=self.sample_size,
+            sample_size=self.sample_size,
             depth=self.depth,
-            ranks=tuple(self.negative_ranks) if isinstance(self.negative_ranks, list) else self.negative_ranks,  # YAML
+            negative_ranks=tuple(self.negative_ranks)
+            if isinstance(self.negative_ranks, list)
+            else self.negative_ranks,  # YAML
             random_negatives=self.random_negatives,
             add_relevant=self.add_relevant,
         )

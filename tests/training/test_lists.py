@@ -20,7 +20,7 @@ from pyterrier_rankdistillm.training.lists import Lists, Texts, TrainingData, Tr
 from pyterrier_rankdistillm.training.sampling import Sampling
 
 QIDS = sorted(toy.QUERIES)
-LIKE_THE_PAPER = Sampling(strategy="single_relevant", size=4)
+LIKE_THE_PAPER = Sampling(strategy="single_relevant", sample_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_taught_list(tokenizer: PairTokenizer) -> None:
 def test_targets_follow_the_documents_that_are_drawn(tokenizer: PairTokenizer) -> None:
     given = data(labelled=False)
     position = {ranking.qid: ranking for ranking in given.rankings}
-    for one in lists_of(tokenizer, Sampling("random", size=3), data=given).__getitems__(range(24)):
+    for one in lists_of(tokenizer, Sampling("random", sample_size=3), data=given).__getitems__(range(24)):
         ranking = position[one.qid]
         ranks = [ranking.docnos.index(docno) for docno in docnos(tokenizer, one)]
         assert ranks == sorted(ranks)
@@ -170,12 +170,12 @@ def test_only_members_are_used(tokenizer: PairTokenizer) -> None:
 
 
 def test_lists_follow_from_their_index_alone(tokenizer: PairTokenizer) -> None:
-    lists = lists_of(tokenizer, Sampling("single_relevant", size=4, random_negatives=0.5))
+    lists = lists_of(tokenizer, Sampling("single_relevant", sample_size=4, random_negatives=0.5))
     expected = [plain(one) for one in lists.__getitems__(range(24))]
     assert len(lists) == 24
     assert [plain(lists[index]) for index in range(24)] == expected
     for seed in range(3):
-        fresh = lists_of(tokenizer, Sampling("single_relevant", size=4, random_negatives=0.5), kept_tokens=50)
+        fresh = lists_of(tokenizer, Sampling("single_relevant", sample_size=4, random_negatives=0.5), kept_tokens=50)
         order = np.random.default_rng(seed).permutation(24).tolist()
         assert {index: plain(fresh[index]) for index in order} == dict(enumerate(expected))
         assert [plain(one) for one in fresh.__getitems__(order[:5])] == [expected[index] for index in order[:5]]
@@ -211,7 +211,7 @@ def test_workers_give_equal_lists(tokenizer: PairTokenizer, tmp_path: Path, monk
 
 
 def test_random_negatives_come_from_other_rankings(tokenizer: PairTokenizer) -> None:
-    lists = lists_of(tokenizer, Sampling("single_relevant", size=4, random_negatives=1.0))
+    lists = lists_of(tokenizer, Sampling("single_relevant", sample_size=4, random_negatives=1.0))
     for one in lists.__getitems__(range(24)):
         of_query = set(toy.RUN.loc[toy.RUN["qid"] == one.qid, "docno"])
         first, *rest = docnos(tokenizer, one)
@@ -252,7 +252,7 @@ def test_near_duplicates_of_a_relevant_document_are_exchanged(
 ) -> None:
     ids = {docno: tokenizer.encode_docs([text])[0].ids for docno, text in REPEATING.items()}
     assert ids["rel"] == ids["copy"] == ids["judged"] != ids["near"]  # so rel, copy and judged read as "judged" below
-    sampling = Sampling("single_relevant", size=4)
+    sampling = Sampling("single_relevant", sample_size=4)
     kept = texts_of(tokenizer, lists_of(tokenizer, sampling, data=repeating, total=30, drop_near_duplicates=False))
     assert any("near" in one for one in kept)
     exchanged = texts_of(tokenizer, lists_of(tokenizer, sampling, data=repeating, total=30, drop_near_duplicates=True))

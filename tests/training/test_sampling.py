@@ -31,12 +31,12 @@ def elsewhere(rng: np.random.Generator) -> str:
     [
         (Sampling(), {}, RUN, []),
         (Sampling(depth=3), {}, ["d0", "d1", "d2"], []),
-        (Sampling(size=3), {}, ["d0", "d1", "d2"], RUN[3:]),
-        (Sampling(size=3, depth=5), {}, ["d0", "d1", "d2"], ["d3", "d4"]),
-        (Sampling(size=20), {}, RUN, []),
-        (Sampling(size=3, ranks=(4, 9)), {}, ["d4", "d5", "d6"], ["d7", "d8"]),
+        (Sampling(sample_size=3), {}, ["d0", "d1", "d2"], RUN[3:]),
+        (Sampling(sample_size=3, depth=5), {}, ["d0", "d1", "d2"], ["d3", "d4"]),
+        (Sampling(sample_size=20), {}, RUN, []),
+        (Sampling(sample_size=3, negative_ranks=(4, 9)), {}, ["d4", "d5", "d6"], ["d7", "d8"]),
         # ranks part the others, not the relevant; relevant documents are no spares
-        (Sampling(size=3, ranks=(4, 9)), LABELS, ["d2", "d4", "d5"], ["d6", "d7", "d8"]),
+        (Sampling(sample_size=3, negative_ranks=(4, 9)), LABELS, ["d2", "d4", "d5"], ["d6", "d7", "d8"]),
         (Sampling(depth=4), LABELS, ["d0", "d1", "d2", "d3", "x", "z"], []),
         (Sampling(depth=2), LABELS, ["d0", "d1", "d2", "x", "z"], []),
         (Sampling(depth=4, add_relevant=False), LABELS, ["d0", "d1", "d2", "d3"], []),
@@ -84,7 +84,7 @@ def test_what_every_draw_keeps_to(sampling: Sampling, labels: dict[str, int]) ->
     for seed in range(50):
         drawn = draw(sampling, labels, seed)
         everything = drawn.docnos + drawn.spares
-        assert len(drawn.docnos) == sampling.size
+        assert len(drawn.docnos) == sampling.sample_size
         assert len(set(everything)) == len(everything)
         assert not relevant & set(drawn.spares)
         if sampling.strategy == "single_relevant":
@@ -94,7 +94,7 @@ def test_what_every_draw_keeps_to(sampling: Sampling, labels: dict[str, int]) ->
             assert drawn.docnos == [docno for docno in [*RUN[:8], "x", "z"] if docno in drawn.docnos]
         if not sampling.add_relevant:
             assert set(everything) <= set(RUN[:8])
-        first, end = sampling.ranks or (0, 8)
+        first, end = sampling.negative_ranks or (0, 8)
         assert {docno for docno in everything if docno in RUN} - relevant <= set(RUN[first:end])
         assert sampling.random_negatives > 0 or not any(docno.startswith("e") for docno in everything)
 
@@ -131,7 +131,7 @@ def assert_even(found: dict[str, float], docnos: list[str], share: float, draws:
 def test_draws_are_even() -> None:
     found = shares(Sampling("random", 4), {}, 2000)
     assert_even(found, RUN, 4 / 10, 2000)
-    found = shares(Sampling("single_relevant", 4, ranks=(3, 9)), LABELS, 2000)
+    found = shares(Sampling("single_relevant", 4, negative_ranks=(3, 9)), LABELS, 2000)
     assert_even(found, ["d2", "x", "z"], 1 / 3, 2000)
     assert_even(found, ["d3", "d4", "d5", "d6", "d7", "d8"], 3 / 6, 2000)
     assert set(found) == {"d2", "x", "z", "d3", "d4", "d5", "d6", "d7", "d8"}
@@ -180,7 +180,7 @@ def test_where_other_rankings_have_nothing_else() -> None:
     [
         (Sampling(), ["a"], {}, "have fewer than 2 documents to train on"),
         (Sampling(), [], {"x": 1}, "have fewer than 2 documents to train on"),
-        (Sampling(ranks=(9, 12)), RUN, {}, "have fewer than 2 documents to train on"),
+        (Sampling(negative_ranks=(9, 12)), RUN, {}, "have fewer than 2 documents to train on"),
         (Sampling("random", 2, add_relevant=False), ["a"], {"x": 1}, "have fewer than 2 documents to train on"),
         (Sampling("single_relevant"), RUN, {}, "have no relevant document"),
         (Sampling("single_relevant"), RUN, {"d1": 0, "x": -1}, "have no relevant document"),
@@ -198,7 +198,7 @@ def test_where_other_rankings_have_nothing_else() -> None:
         ),
         (Sampling("single_relevant"), ["a", "b"], {"a": 1, "b": 2}, "have no document that is not relevant"),
         (Sampling("single_relevant"), [], {"a": 1}, "have no document that is not relevant"),
-        (Sampling("single_relevant", ranks=(10, 12)), RUN, {"d1": 1}, "have no document that is not relevant"),
+        (Sampling("single_relevant", negative_ranks=(10, 12)), RUN, {"d1": 1}, "have no document that is not relevant"),
         (Sampling(), ["a"], {"x": 1}, None),
         (Sampling("single_relevant"), ["a"], {"x": 1}, None),
     ],
@@ -216,24 +216,27 @@ def test_unusable_rankings(sampling: Sampling, run: list[str], labels: dict[str,
     ("settings", "what"),
     [
         ({"strategy": "best"}, "strategy must be one of single_relevant, top, .*, got 'best'"),
-        ({"size": 1}, "size must be None or a number of documents, at least 2, got 1"),
-        ({"size": 2.0}, "size must be None or a number of documents, at least 2, got 2.0"),
+        ({"sample_size": 1}, "sample_size must be None or a number of documents, at least 2, got 1"),
+        ({"sample_size": 2.0}, "sample_size must be None or a number of documents, at least 2, got 2.0"),
         ({"depth": 0}, "depth must be None or a number of documents, at least 1, got 0"),
         ({"depth": True}, "depth must be None or a number of documents, at least 1, got True"),
-        ({"ranks": (3, 3)}, r"ranks must be None or two ranks \(first, end\), 0 <= first < end, got \(3, 3\)"),
-        ({"ranks": (-1, 3)}, r"ranks must be None or two ranks .*, got \(-1, 3\)"),
-        ({"ranks": [1, 3]}, r"ranks must be None or two ranks .*, got \[1, 3\]"),
+        (
+            {"negative_ranks": (3, 3)},
+            r"negative_ranks must be None or two ranks \(first, end\), 0 <= first < end, got \(3, 3\)",
+        ),
+        ({"negative_ranks": (-1, 3)}, r"negative_ranks must be None or two ranks .*, got \(-1, 3\)"),
+        ({"negative_ranks": [1, 3]}, r"negative_ranks must be None or two ranks .*, got \[1, 3\]"),
         ({"random_negatives": 1.1}, "random_negatives must be a number from 0 to 1, got 1.1"),
         ({"random_negatives": float("nan")}, "random_negatives must be a number from 0 to 1, got nan"),
         ({"add_relevant": "no"}, "add_relevant must be True or False, got 'no'"),
-        ({"strategy": "random"}, "size must be given with strategy 'random', got None"),
+        ({"strategy": "random"}, "sample_size must be given with strategy 'random', got None"),
         ({"random_negatives": 0.5}, "random_negatives must be 0 with strategy 'top', got 0.5"),
-        ({"depth": 10, "ranks": (5, 11)}, r"ranks must end at depth, 10, at most, got \(5, 11\)"),
-        ({"depth": 10, "size": 11}, "size must be at most the depth, 10, got 11"),
-        ({"ranks": (5, 8), "size": 4}, "size must be at most the number of ranks, 3, got 4"),
+        ({"depth": 10, "negative_ranks": (5, 11)}, r"negative_ranks must end at depth, 10, at most, got \(5, 11\)"),
+        ({"depth": 10, "sample_size": 11}, "sample_size must be at most the depth, 10, got 11"),
+        ({"negative_ranks": (5, 8), "sample_size": 4}, "sample_size must be at most the number of ranks, 3, got 4"),
         (
-            {"strategy": "single_relevant", "depth": 10, "size": 12},
-            "size must be at most the depth, 10 plus 1 relevant, got 12",
+            {"strategy": "single_relevant", "depth": 10, "sample_size": 12},
+            "sample_size must be at most the depth, 10 plus 1 relevant, got 12",
         ),
     ],
 )
@@ -250,9 +253,11 @@ def test_settings_that_just_can_be() -> None:
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    with pytest.raises(ValueError, match=r"strategy must be .* Sampling: size must be .* Sampling: depth must be"):
+    with pytest.raises(
+        ValueError, match=r"strategy must be .* Sampling: sample_size must be .* Sampling: depth must be"
+    ):
         Sampling("best", 0, 0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"random_negatives must be 0 .* Sampling: ranks must end"):
+    with pytest.raises(ValueError, match=r"random_negatives must be 0 .* Sampling: negative_ranks must end"):
         Sampling("top", 2, 4, (0, 9), random_negatives=0.1)
 
 

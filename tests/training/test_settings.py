@@ -77,10 +77,10 @@ def test_what_is_in_range(values: dict[str, Any]) -> None:
         ({**STEPS, "save_every": 5}, "save_every=5 needs a folder."),
         ({**STEPS, "tensorboard": True}, "tensorboard=True needs a folder."),
         ({**STEPS, "folder": "a", "save_every": 5, "valid_every": 2}, "a multiple of valid_every, got 5 and 2."),
-        ({**STEPS, "sampling": "random"}, "size must be given with strategy 'random', got None."),
+        ({**STEPS, "sampling": "random"}, "sample_size must be given with strategy 'random', got None."),
         ({**STEPS, "random_negatives": 0.5}, "random_negatives must be 0 with strategy 'top', got 0.5."),
-        ({**STEPS, "sample_size": 9, "depth": 8}, "size must be at most the depth, 8, got 9."),
-        ({**STEPS, "negative_ranks": (5, 101)}, "ranks must end at depth, 100, at most, got (5, 101)."),
+        ({**STEPS, "sample_size": 9, "depth": 8}, "sample_size must be at most the depth, 8, got 9."),
+        ({**STEPS, "negative_ranks": (5, 101)}, "negative_ranks must end at depth, 100, at most, got (5, 101)."),
     ],
 )
 def test_contradictions(values: dict[str, Any], complaint: str) -> None:
@@ -96,7 +96,7 @@ def test_all_faults_are_said_at_once() -> None:
         assert complaint in str(caught.value)
     with pytest.raises(ValueError, match=r"^Settings: ") as caught:
         Settings(steps=1, loss="nothing", measure="nothing", sampling="random")
-    for complaint in ("Losses: name", "measure must be", "Sampling: size"):
+    for complaint in ("Losses: name", "measure must be", "Sampling: sample_size"):
         assert complaint in str(caught.value)
 
 
