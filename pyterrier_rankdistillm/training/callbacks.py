@@ -86,4 +86,16 @@ def tensorboard(folder: Path) -> TrainerCallback:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
     finished = [file.parent for file in folder.glob(f"checkpoint-*/{_COMPLETE}")]
-    return max(finished, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(finished, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def stopped_early(checkpoint: Path, patience: int) -> bool:
+    """Whether early stopping ended the training that wrote this checkpoint, with it."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
+    return bool(waited.get("early_stopping_patience_counter", 0) >= patience)

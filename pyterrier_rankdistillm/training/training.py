@@ -153,11 +153,14 @@ def train(
     """
     if find_spec("accelerate") is None:
         raise ImportError("Training needs accelerate: pip install 'pyterrier-rankdistillm[train]'.")
-    from .callbacks import MEASURE, last_checkpoint
+    from .callbacks import MEASURE, last_checkpoint, step_of, stopped_early
     from .trainer import ListwiseTrainer, quiet, resolved_dtype  # imports most of transformers
 
     data = sourced.data
     steps = settings.total_steps(len(data.members))
+    resumed = last_checkpoint(folder) if settings.resume else None
+    if resumed is not None and settings.patience is not None and stopped_early(resumed, settings.patience):
+        steps = step_of(resumed)  # it is over: the same student again
     lists = Lists(
         data,
         checkpoint.tokenizer,
@@ -197,7 +200,6 @@ def train(
     if settings.folder is not None and trainer.is_world_process_zero():
         _claim(folder, stage, checkpoint, settings, data)
     started = time.monotonic()
-    resumed = last_checkpoint(folder) if settings.resume else None
     with quiet():
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     best = trainer.state.best_global_step if validation is not None else None

@@ -576,6 +576,12 @@ def test_interrupted_trainings_have_their_patience_back(
     resumed = resumable(model.folder, tmp_path / "kept", patience=2)
     assert (resumed.training.steps, resumed.training.best_step) == (9, 3)
     assert values == [0.2]
+    # Early stopping has ended it: the same call has nothing more to do.
+    again = resumable(model.folder, tmp_path / "kept", patience=2)
+    assert values == [0.2]
+    assert (again.training.steps, again.training.best_step) == (9, 3)
+    assert toy.same(toy.weights(again.reranker), toy.weights(resumed.reranker))
+    pd.testing.assert_frame_equal(again.training.log, resumed.training.log)
 
 
 # --- several processes ---
