@@ -10,8 +10,10 @@ import math
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
@@ -94,7 +96,7 @@ def _json(value: Any, depth: int) -> Any:
         items = [_described(item, depth + 1) for item in value]
         return sorted(items, key=str) if isinstance(value, set | frozenset) else items
     if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{_module_of(value)}.{value.__qualname__}"
     return {"class": _class_name(value), **_names_of_model(value)}
 
 
@@ -125,7 +127,19 @@ def _names_of_model(value: Any) -> dict[str, str]:
 
 
 def _class_name(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return f"{_module_of(type(value))}.{type(value).__qualname__}"
+
+
+def _module_of(value: Any) -> str:
+    """The module's name; of a script that is being run, the name it has where it is imported."""
+    name: str = value.__module__
+    if name != "__main__":
+        return name
+    main = sys.modules[name]
+    if main.__spec__ is not None:  # python -m
+        return main.__spec__.name
+    file = getattr(main, "__file__", None)  # a notebook has none
+    return name if file is None else Path(file).stem
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:

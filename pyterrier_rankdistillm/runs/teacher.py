@@ -118,7 +118,7 @@ def make_teacher_run(
     shards = Shards(folder_of(path), topics["qid"].tolist(), size=shard_size, settings=work)
     by_qid = topics.set_index("qid", drop=False)
     made_with = versions(_PACKAGES)
-    bar = pt.tqdm(total=len(topics), unit=" queries", desc="Teacher", disable=not verbose)
+    bar = pt.tqdm(total=len(topics), unit=" queries", desc="Ranking", disable=not verbose)
     with bar:
         pending = shards.pending()
         bar.update(len(topics) - sum(len(shard.qids) for shard in pending))

@@ -107,6 +107,20 @@ def test_what_a_record_says_of_settings() -> None:
     assert describe(Teacher(**settings)) == describe(Teacher(**settings))
 
 
+def test_a_script_s_class_is_known_by_the_script_s_name(tmp_path: Path) -> None:
+    script = tmp_path / "some_teacher.py"
+    script.write_text(
+        "import pyterrier as pt\nfrom pyterrier_rankdistillm.runs.identity import describe\n"
+        "class Own(pt.Transformer):\n    def transform(self, inp):\n        return inp\n"
+        "print(describe(Own())['class'])\n"
+    )
+    for arguments in ([str(script)], ["-m", "some_teacher"], ["-c", "import some_teacher"]):
+        run = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+        )
+        assert run.stdout == "some_teacher.Own\n"
+
+
 def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
     first = make(tmp_path / "a.run")
     teacher = FakeLlm()

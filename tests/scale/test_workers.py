@@ -95,7 +95,8 @@ def test_another_file_of_that_name_is_read_anew(tmp_path: Path) -> None:
         loader = ParquetText(tmp_path / "texts.parquet", folder=tmp_path / "kept")
         assert loader(pd.DataFrame({"docno": ["d1"]}))["text"].tolist() == [text]
     (form,) = (tmp_path / "kept").iterdir()
-    assert form.name.startswith("texts.parquet.") and form.name.endswith(".texts")
+    assert form.name.startswith("texts.parquet.")
+    assert form.name.endswith(".texts")
 
 
 @pytest.mark.parametrize(
