@@ -3,10 +3,12 @@
     pip install pyterrier-rankdistillm[demo,report]
     python examples/evaluate_demo_checkpoint.py --data ../shared/data
     python examples/evaluate_demo_checkpoint.py --data ../shared/data ours=my-checkpoint demo=rankdistillm:demo
+    python examples/evaluate_demo_checkpoint.py --data ../shared/data --also cranfield cacm
 
 ``--data`` holds ``trec-dl-2019-pool``, ``vaswani`` and ``cisi`` (each with passages.jsonl.gz, queries.tsv, qrels.txt)
 and ``trec-dl-runs`` (first stages). First stages are these runs, and live BM25 (PISA) over each collection. Of runs
-over MS MARCO only the documents in the pool have text: these lists are condensed. Printed are nDCG@10, and p of a
+over MS MARCO only the documents in the pool have text: these lists are condensed. ``--also`` names more folders of that
+kind, such as of collections that no checkpoint was trained on. Printed are nDCG@10, and p of a
 paired t-test between the first stage and the first model.
 """
 
@@ -35,7 +37,7 @@ class Setting:
 
     Args:
         name: For people.
-        folder: The collection's.
+        folder: The collection's, within the data.
         run: File of the first stage; None: live BM25.
         depth: Of live BM25.
     """
@@ -57,21 +59,26 @@ class Setting:
             index = PisaIndex(f"{scratch}/index.pisa", text_field="text")
             index.index(map(json.loads, file))
             bm25 = index.bm25(num_results=self.depth)
-            return reproduce(f"folder:{self.folder}", systems, first_stage=bm25, **given)
+            return reproduce(f"folder:{folder.name}", systems, first_stage=bm25, **given)
 
 
 CONDENSED_BM25 = Setting(
     "TREC DL 2019, BM25 (Pyserini) top 100, condensed", "trec-dl-2019-pool", "bm25-pyserini.trec-dl-2019.run.gz"
 )
-VASWANI = Setting(f"Vaswani, live BM25 (PISA) top {LIVE_DEPTH}", "vaswani")
-CISI = Setting(f"CISI, live BM25 (PISA) top {LIVE_DEPTH}", "cisi")
+
+
+def live(name: str, folder: str) -> Setting:
+    return Setting(f"{name}, live BM25 (PISA) top {LIVE_DEPTH}", folder)
+
+
+VASWANI, CISI = live("Vaswani", "vaswani"), live("CISI", "cisi")
 SETTINGS = (
     CONDENSED_BM25,
     Setting(
         "TREC DL 2019, BM25 (PyTerrier) top 100, condensed", "trec-dl-2019-pool", "bm25-pyterrier.trec-dl-2019.run.gz"
     ),
     Setting("TREC DL 2019, ColBERTv2 top 100, condensed", "trec-dl-2019-pool", "colbertv2.trec-dl-2019.run.gz"),
-    Setting(f"TREC DL 2019 pool, live BM25 (PISA) top {LIVE_DEPTH}", "trec-dl-2019-pool"),
+    live("TREC DL 2019 pool", "trec-dl-2019-pool"),
     VASWANI,
     CISI,
 )
@@ -81,10 +88,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="*", default=["demo=rankdistillm:demo"], help="NAME=MODEL")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--also", type=Path, nargs="+", default=[], help="folders of more collections")
     args = parser.parse_args()
     systems = {name: MonoElectra(model) for name, model in (model.split("=", 1) for model in args.model)}
     rows = []
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, *(live(folder.name, str(folder.absolute())) for folder in args.also)):
         result = setting.reproduce(systems, args.data)
         first_stage = first_stage_of(result)
         values = {"first stage": first_stage["value"], **result.cells.set_index("system").loc[list(systems), "value"]}
