@@ -37,9 +37,7 @@ class MappedForm:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ImportError: Without pyarrow.
         """
-        arrow()
         if folder is None:
             return cls(source.with_name(f"{source.name}.{kind}"), kind, _identity(source))
         # Files of one name come from many folders.

@@ -92,6 +92,7 @@ class Rankings:
             PermissionError: The folder is not writable.
             ImportError: Without pyarrow.
         """
+        arrow()  # before a download
         if isinstance(source, str) and source.startswith(_PUBLISHED):
             source = fetch(source.removeprefix(_PUBLISHED))
         path = Path(source).expanduser().absolute()
