@@ -5,11 +5,12 @@
     python examples/evaluate_demo_checkpoint.py --data ../shared/data ours=my-checkpoint demo=rankdistillm:demo
     python examples/evaluate_demo_checkpoint.py --data ../shared/data --also cranfield cacm
 
-``--data`` holds ``trec-dl-2019-pool``, ``vaswani`` and ``cisi`` (each with passages.jsonl.gz, queries.tsv, qrels.txt)
-and ``trec-dl-runs`` (first stages). First stages are these runs, and live BM25 (PISA) over each collection. Of runs
-over MS MARCO only the documents in the pool have text: these lists are condensed. ``--also`` names more folders of that
-kind, such as of collections that no checkpoint was trained on. Printed are nDCG@10, and p of a
-paired t-test between the first stage and the first model.
+``--data`` holds ``trec-dl-2019-pool``, ``trec-dl-2020-pool``, ``vaswani`` and ``cisi`` (each with passages.jsonl.gz,
+queries.tsv, qrels.txt) and ``trec-dl-runs`` (first stages). First stages are these runs, and live BM25 (PISA) over each
+collection. Of runs over MS MARCO only the documents in the pool of the year have text: these lists are condensed, and
+each row says how many of the run's documents were ranked. ``--also`` names more folders of that kind, such as of
+collections that no checkpoint was trained on. Printed are nDCG@10, and p of a paired t-test between the first stage and
+the first model.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ class Setting:
     Args:
         name: For people.
         folder: The collection's, within the data.
-        run: File of the first stage; None: live BM25.
+        run: File of the first stage, over TREC DL of ``year``; None: live BM25.
+        year: Of TREC DL.
         depth: Of live BM25.
     """
 
     name: str
     folder: str
     run: str | None = None
+    year: int = 2019
     depth: int = LIVE_DEPTH
 
     def reproduce(self, systems: Mapping[str, Any], data: Path) -> Reproduction:
@@ -54,7 +57,7 @@ class Setting:
         given: dict[str, Any] = {"topics": folder / "queries.tsv", "qrels": folder / "qrels.txt", "text": texts}
         if self.run is not None:
             run = data / "trec-dl-runs" / self.run
-            return reproduce("trec-dl-2019", systems, first_stage=run, condensed=True, **given)
+            return reproduce(f"trec-dl-{self.year}", systems, first_stage=run, condensed=True, **given)
         with tempfile.TemporaryDirectory() as scratch, gzip.open(texts, "rt", encoding="utf-8") as file:
             index = PisaIndex(f"{scratch}/index.pisa", text_field="text")
             index.index(map(json.loads, file))
@@ -62,23 +65,25 @@ class Setting:
             return reproduce(f"folder:{folder.name}", systems, first_stage=bm25, **given)
 
 
-CONDENSED_BM25 = Setting(
-    "TREC DL 2019, BM25 (Pyserini) top 100, condensed", "trec-dl-2019-pool", "bm25-pyserini.trec-dl-2019.run.gz"
-)
+def trec_dl(year: int, name: str, run: str) -> Setting:
+    file = f"{run}.trec-dl-{year}.run.gz"
+    return Setting(f"TREC DL {year}, {name} top 100, condensed", f"trec-dl-{year}-pool", file, year)
 
 
 def live(name: str, folder: str) -> Setting:
     return Setting(f"{name}, live BM25 (PISA) top {LIVE_DEPTH}", folder)
 
 
+CONDENSED_BM25 = trec_dl(2019, "BM25 (Pyserini)", "bm25-pyserini")
 VASWANI, CISI = live("Vaswani", "vaswani"), live("CISI", "cisi")
 SETTINGS = (
     CONDENSED_BM25,
-    Setting(
-        "TREC DL 2019, BM25 (PyTerrier) top 100, condensed", "trec-dl-2019-pool", "bm25-pyterrier.trec-dl-2019.run.gz"
-    ),
-    Setting("TREC DL 2019, ColBERTv2 top 100, condensed", "trec-dl-2019-pool", "colbertv2.trec-dl-2019.run.gz"),
+    trec_dl(2020, "BM25 (Pyserini)", "bm25-pyserini"),
+    trec_dl(2019, "BM25 (PyTerrier)", "bm25-pyterrier"),
+    trec_dl(2019, "ColBERTv2", "colbertv2"),
+    trec_dl(2020, "ColBERTv2", "colbertv2"),
     live("TREC DL 2019 pool", "trec-dl-2019-pool"),
+    live("TREC DL 2020 pool", "trec-dl-2020-pool"),
     VASWANI,
     CISI,
 )
@@ -96,7 +101,10 @@ def main() -> None:
         result = setting.reproduce(systems, args.data)
         first_stage = first_stage_of(result)
         values = {"first stage": first_stage["value"], **result.cells.set_index("system").loc[list(systems), "value"]}
-        rows.append({"collection, first stage": setting.name, **values, "p": first_stage["p_value"]})
+        ranked = f"{first_stage['documents']:,} of {first_stage['retrieved']:,}"
+        rows.append({
+            "collection, first stage": setting.name, "ranked": ranked, **values, "p": first_stage["p_value"]
+        })  # fmt: skip
         print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format), flush=True)
 
 

@@ -608,7 +608,7 @@ def test_a_checkpoint_over_the_pool_is_a_condensed_list(
     assert cli.main(command) == 0
     printed = capsys.readouterr()
     assert "bm25-pyterrier on trec-dl-2019: nDCG@10 0.480, the paper's bm25" in printed.err
-    assert "condensed: 2723 of 4205 documents" in printed.out
+    assert "condensed: 3583 of 4205 documents" in printed.out
     assert "tiny (condensed)" in printed.out
     assert "(condensed)" in (tmp_path / "report.html").read_text(encoding="utf-8")
     result = Reproduction.open(tmp_path / "kept")
