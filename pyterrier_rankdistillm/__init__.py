@@ -7,12 +7,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .reproduction.reproduce import reproduce
+    from .reproduction.result import Reproduction
     from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
     from .scale.rerank import rerank_dataset
     from .scoring.checkpoint import Checkpoint
-    from .scoring.sources import CheckpointError
-    from .tables.reproduce import reproduce
-    from .tables.result import Reproduction
+    from .scoring.files import CheckpointError
     from .training.estimators import Distillation, FineTuning
 
 __version__ = version("pyterrier-rankdistillm")
@@ -33,14 +33,14 @@ __all__ = [
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
 _HOME = {
     "Checkpoint": ".scoring.checkpoint",
-    "CheckpointError": ".scoring.sources",
+    "CheckpointError": ".scoring.files",
     "Distillation": ".training.estimators",
     "FineTuning": ".training.estimators",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
-    "Reproduction": ".tables.result",
+    "Reproduction": ".reproduction.result",
     "TruncationWarning": ".reranker",
-    "reproduce": ".tables.reproduce",
+    "reproduce": ".reproduction.reproduce",
     "rerank_dataset": ".scale.rerank",
 }
 

@@ -197,9 +197,9 @@ def _rerank_on_ray(args: argparse.Namespace, reranker: MonoElectra, dataset: str
 
 
 def _reproduce(args: argparse.Namespace) -> int:
+    from .reproduction import reproduce
+    from .reproduction.report import needs
     from .reranker import MonoElectra
-    from .tables import reproduce
-    from .tables.report import needs
 
     if args.html is not None:
         needs("jinja2", "--html")  # before the work, not after it
@@ -246,9 +246,9 @@ def _train(args: argparse.Namespace) -> None:
     import dataclasses
 
     from . import Distillation, FineTuning, runs
+    from .training.data import is_published
     from .training.launch import is_main_process
     from .training.settings import Settings
-    from .training.sources import is_published
 
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if hasattr(args, f.name)}
     estimator = (FineTuning if args.command == "finetune" else Distillation)(

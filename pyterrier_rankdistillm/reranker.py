@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from .scoring.checkpoint import Checkpoint
+from .scoring.files import CheckpointError, locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
-from .scoring.sources import CheckpointError, locate, looks_like_path
 
 Activation = Literal["sigmoid"]
 

@@ -112,9 +112,9 @@ ROOMS = {
     "demo": ("reranker", "runs", "scoring"),
     "datasets": ("demo", "runs"),
     "training": ("datasets", "reranker", "runs", "scoring"),
-    "tables": ("datasets", "reranker", "runs", "scoring"),
+    "reproduction": ("datasets", "reranker", "runs", "scoring"),
     "scale": ("reranker", "runs", "scoring"),
-    "cli": ("datasets", "demo", "reranker", "runs", "scale", "scoring", "tables", "training"),
+    "cli": ("datasets", "demo", "reranker", "runs", "scale", "scoring", "reproduction", "training"),
 }
 """What a room (a folder, or a file of its own) may import of ours, beside itself."""
 

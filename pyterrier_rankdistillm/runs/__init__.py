@@ -3,9 +3,9 @@
 from .cache import ScoreCache
 from .files import RunFileError, check_target, dataset_of, read, read_parts, write, writer
 from .frames import deduplicate, merge, subsample
+from .making import TeacherError, TeacherRun, make_teacher_run
 from .published import fetch, preflight, register, verify
 from .rankings import Ranking, Rankings
-from .teacher import TeacherError, TeacherRun, make_teacher_run
 from .text import TextLoader, add_queries, add_text, documents, load_qrels, load_topics, text_loader
 
 __all__ = [

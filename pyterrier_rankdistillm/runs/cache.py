@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 import pyterrier as pt
 
-from .identity import model_identity
+from .records import model_identity
 from .shards import write_json
 
 if TYPE_CHECKING:

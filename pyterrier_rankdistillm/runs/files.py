@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from ._atomic import replacing
+from .atomic import replacing
 from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
 
 Format = Literal["trec", "parquet", "jsonl"]

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ._mapped import MappedForm, arrow
 from .files import read_parts
+from .mapped import MappedForm, arrow
 from .published import fetch
 from .ranks import Ids, Integers, first_fault, positions
 

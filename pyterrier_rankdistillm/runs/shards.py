@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from ._atomic import replacing
+from .atomic import replacing
 from .download import md5_of
 from .files import TAG, read, write, writer
 

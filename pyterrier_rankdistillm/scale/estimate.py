@@ -14,8 +14,8 @@ import numpy as np
 
 from ..runs.shards import Shard
 from .cluster import connected
+from .inputs import Model, Run, Text, Topics
 from .plan import Plan, planned
-from .sources import Model, Run, Text, Topics
 from .workers import Worker, over_workers
 
 _GB = 1e9

@@ -15,11 +15,11 @@ import pandas as pd
 
 from ..runs.download import md5_of
 from ..runs.files import check_target
-from ..runs.identity import frame_digest, model_identity
+from ..runs.records import frame_digest, model_identity
 from ..runs.shards import Shard, folder_of
 from ..scoring.checkpoint import Checkpoint
 from .cluster import Workers, nodes, share
-from .sources import Model, Run, Text, Topics, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
+from .inputs import Model, Run, Text, Topics, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
 from .workers import Job
 
 _LARGEST_SHARD, _SHARDS = 100, 64

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pyterrier as pt
 
+from ..runs.making import TeacherRun
 from ..runs.shards import ShardFolder, Shards, completed, folder_of
-from ..runs.teacher import TeacherRun
 from .cluster import connected
+from .inputs import Model, Run, Text, Topics
 from .plan import planned
-from .sources import Model, Run, Text, Topics
 from .workers import ReRanker, over_workers
 
 

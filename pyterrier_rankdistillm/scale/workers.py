@@ -15,8 +15,8 @@ import pandas as pd
 import pyterrier as pt
 
 from ..reranker import MonoElectraReRanker, TruncationWarning
-from ..runs.identity import versions
 from ..runs.rankings import Rankings
+from ..runs.records import versions
 from ..runs.shards import Shard, ShardFolder
 from ..runs.text import Dataset, add_text, text_loader
 from .cluster import Workers, import_ray, silence

@@ -13,8 +13,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from .encoder import CrossEncoder
+from .files import CheckpointError, locate, read_config, read_weights
 from .formats import build_encoder, lengths_of
-from .sources import CheckpointError, locate, read_config, read_weights
 from .tokenizer import PairTokenizer
 
 

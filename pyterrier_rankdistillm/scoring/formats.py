@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .encoder import CrossEncoder, EncoderConfig, HeadKind
-from .sources import CheckpointError, listed
+from .files import CheckpointError, listed
 from .tokenizer import Lengths
 
 _LIGHTNING_IR = ("mono", "cross-encoder")  # model_type as 0.0.6 writes it, and as on the hub

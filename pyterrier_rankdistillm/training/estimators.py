@@ -17,11 +17,11 @@ import pyterrier as pt
 from ..reranker import MonoElectraReRanker, ranked
 from ..runs.text import Dataset
 from ..scoring.checkpoint import Checkpoint
+from .data import Run, Sourced, Teacher, labelled_data, taught_data
 from .launch import processes
 from .losses import Losses
 from .settings import Settings, Stage
-from .sources import Run, Sourced, Teacher, labelled_data, taught_data
-from .training import Training, train
+from .train import Training, train
 from .validation import Validation
 
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}

@@ -13,8 +13,8 @@ import pyterrier as pt
 from ..reranker import MonoElectraReRanker, TruncationWarning
 from ..runs.frames import subsample
 from ..runs.text import Dataset, add_text
+from .data import TrainingDataError
 from .settings import Settings
-from .sources import TrainingDataError
 
 
 @dataclass(frozen=True)

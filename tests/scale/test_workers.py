@@ -11,9 +11,9 @@ import pytest
 import tiny
 
 from pyterrier_rankdistillm import MonoElectra, rerank_dataset, runs
+from pyterrier_rankdistillm.runs.parquet_text import ParquetText
 from pyterrier_rankdistillm.runs.rankings import Rankings
 from pyterrier_rankdistillm.scale.cluster import Node, Workers, share
-from pyterrier_rankdistillm.scale.texts import ParquetText
 from pyterrier_rankdistillm.scale.workers import Job
 
 GPU_BOX, SMALL, CPU_BOX = Node(cpus=96, gpus=8), Node(cpus=4, gpus=1), Node(cpus=16, gpus=0)

@@ -30,10 +30,10 @@ from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
 from pyterrier_rankdistillm.scoring.scorer import Scorer
 from pyterrier_rankdistillm.training import callbacks
+from pyterrier_rankdistillm.training.data import taught_data
 from pyterrier_rankdistillm.training.lists import Lists
 from pyterrier_rankdistillm.training.losses import Losses
 from pyterrier_rankdistillm.training.settings import Settings
-from pyterrier_rankdistillm.training.sources import taught_data
 from pyterrier_rankdistillm.training.trainer import ListwiseTrainer, groups_within, quiet, tokens_of
 from pyterrier_rankdistillm.training.validation import Validation
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import ir_datasets
 import pytest
 
-from pyterrier_rankdistillm.tables.catalogue import ARTEFACTS, FIRST_STAGE, TABLES, Task, table, tasks
+from pyterrier_rankdistillm.reproduction.catalogue import ARTEFACTS, FIRST_STAGE, TABLES, Task, table, tasks
 
 NAMES = {
     "first_stage": FIRST_STAGE,

@@ -15,8 +15,8 @@ import pyterrier as pt
 
 from ..datasets import PUBLISHED
 from ..runs.files import dataset_of, read
+from ..runs.making import make_teacher_run
 from ..runs.rankings import Rankings
-from ..runs.teacher import make_teacher_run
 from ..runs.text import Dataset, load_topics, text_loader
 from .launch import processes
 from .lists import Texts, TrainingData, as_relevance

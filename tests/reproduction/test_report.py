@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from pyterrier_rankdistillm import Reproduction
-from pyterrier_rankdistillm.tables.catalogue import FIRST_STAGE, Cell, Table, Task
-from pyterrier_rankdistillm.tables.comparison import Measured, compare
-from pyterrier_rankdistillm.tables.evaluation import CELL
-from pyterrier_rankdistillm.tables.report import grid
+from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Table, Task
+from pyterrier_rankdistillm.reproduction.comparison import Measured, compare
+from pyterrier_rankdistillm.reproduction.evaluation import CELL
+from pyterrier_rankdistillm.reproduction.report import grid
 
 VALUES = {FIRST_STAGE: 0.48, "a_b": 0.7202, "c & d": 0.7198, "<e>": 0.731}
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from ir_measures import AP, RR, P, nDCG
 
-from pyterrier_rankdistillm.tables.evaluation import by_query, geometric_mean, means, parse, with_relevance
-from pyterrier_rankdistillm.tables.pooling import Mode, Part, Pool, pool
+from pyterrier_rankdistillm.reproduction.evaluation import by_query, geometric_mean, means, parse, with_relevance
+from pyterrier_rankdistillm.reproduction.pooling import Mode, Part, Pool, pool
 
 SECOND = 1 / log2(3)
 

@@ -16,8 +16,8 @@ from ir_measures import Measure
 
 from .catalogue import DEPTH, FIRST_STAGE, Table
 from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
-from .inputs import Run
 from .pooling import Mode
+from .tasks import Run
 
 CONDENSED = "first stage, condensed"
 """The row of the first stage's documents whose text is there, in its order."""

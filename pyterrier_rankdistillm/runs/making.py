@@ -18,8 +18,8 @@ import pandas as pd
 import pyterrier as pt
 
 from .files import check_target, read
-from .identity import describe, frame_digest, versions
 from .ranks import Ids, first_fault, order_disagrees, positions
+from .records import describe, frame_digest, versions
 from .shards import Shards, completed, folder_of
 
 OnFault = Literal["error", "skip"]

@@ -14,14 +14,14 @@ import tiny
 import toy
 
 from pyterrier_rankdistillm import Distillation, runs
-from pyterrier_rankdistillm.training.settings import Settings
-from pyterrier_rankdistillm.training.sources import (
+from pyterrier_rankdistillm.training.data import (
     Sourced,
     TrainingDataError,
     is_published,
     labelled_data,
     taught_data,
 )
+from pyterrier_rankdistillm.training.settings import Settings
 
 RUN, QRELS = toy.RUN, toy.QRELS
 QIDS = list(toy.QUERIES)

@@ -16,14 +16,14 @@ from typing import Any
 import pandas as pd
 
 from ..reranker import MonoElectraReRanker
-from ..runs.identity import weights_digest
+from ..runs.records import weights_digest
 from ..runs.shards import differences, write_json
 from ..scoring.checkpoint import Checkpoint
 from ..scoring.encoder import CrossEncoder
+from .data import Sourced
 from .lists import Lists, TrainingData
 from .losses import Losses
 from .settings import Settings, Stage
-from .sources import Sourced
 from .validation import Validation
 
 _RECORD = "training.json"

@@ -17,8 +17,8 @@ import pyterrier as pt
 
 from .. import runs
 from ..runs.download import md5_of
-from ..runs.identity import frame_digest
 from ..runs.ranks import Ids, check_columns, first_fault, positions
+from ..runs.records import frame_digest
 from .catalogue import FIRST_STAGE, Table, Task
 
 Given: TypeAlias = "pd.DataFrame | str | os.PathLike[str] | pt.datasets.Dataset"

@@ -16,16 +16,17 @@ import pandas as pd
 import pyterrier as pt
 from ir_measures import Measure, nDCG
 
-from ..runs.identity import versions
-from . import inputs, provenance
+from ..runs.records import versions
+from . import provenance
+from . import tasks as task_data
+from .arguments import CONDENSED, Settings
 from .catalogue import ARITHMETIC, ARTEFACTS, DEPTH, FIRST_STAGE, GEOMETRIC, TABLES, YEARS, Table, Task, table, tasks
 from .comparison import Measured, compare, identify, mismatches
 from .evaluation import CELL, MAIN, by_query, geometric_mean, means, parse, with_relevance
-from .inputs import Given, Run, Text
 from .pooling import Mode, Pool, pool
-from .ranking import Ranked, Ranking, ReproductionError
 from .result import Reproduction
-from .settings import CONDENSED, Settings
+from .systems import Ranked, Ranking, ReproductionError
+from .tasks import Given, Run, Text
 
 
 def reproduce(
@@ -112,7 +113,7 @@ def reproduce(
         folder=None if folder is None else Path(folder).expanduser().absolute(),
         verbose=verbose,
     )
-    stages = inputs.first_stages(first_stage, chosen)
+    stages = task_data.first_stages(first_stage, chosen)
     with ExitStack() as stack:
         scratch = settings.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         result = _Reproducing(settings, Ranking(settings, scratch / "runs")).run(stages)

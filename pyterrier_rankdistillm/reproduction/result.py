@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..runs._atomic import replacing
+from ..runs.atomic import replacing
 from .comparison import DIFFERS, NOT_COMPARABLE, REPRODUCED
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyterrier_rankdistillm.tables.catalogue import FIRST_STAGE, Cell, Table, Task
-from pyterrier_rankdistillm.tables.comparison import (
+from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Table, Task
+from pyterrier_rankdistillm.reproduction.comparison import (
     MODEL_TOLERANCE,
     RUN_TOLERANCE,
     Measured,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import pyterrier as pt
 
-from ..runs._mapped import MappedForm, arrow
+from .mapped import MappedForm, arrow
 
 _DOCNO = ("docno", "doc_id", "docid", "id")
 _BATCH = 10_000  # passages that are copied together

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
+from .arguments import CONDENSED
 from .catalogue import FIRST_STAGE
 from .comparison import NOT_PUBLISHED, NOT_RUN
 from .evaluation import MAIN
-from .ranking import left_out
-from .settings import CONDENSED
+from .systems import left_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,12 +13,12 @@ import pyterrier as pt
 
 from .. import runs
 from ..reranker import MonoElectraReRanker
-from ..runs.identity import frame_digest
-from . import inputs
+from ..runs.records import frame_digest
+from . import tasks as task_data
+from .arguments import Settings, file_name
 from .catalogue import FIRST_STAGE, Task
-from .inputs import DataUnavailable
 from .pooling import Part
-from .settings import Settings, file_name
+from .tasks import DataUnavailable
 
 _OTHERS = "documents that the first stage has not"
 _SHARD = 8  # topics that are lost at most when a run is interrupted
@@ -107,8 +107,8 @@ class Ranking:
             self._leave_out(task, "No first stage was given for it.", f"Give one, by task or corpus. {task.what_to_do}")
             return None
         try:
-            topics = inputs.load_topics(inputs.of_task(settings.topics, task), task)
-            qrels = inputs.load_qrels(inputs.of_task(settings.qrels, task), task)
+            topics = task_data.load_topics(task_data.of_task(settings.topics, task), task)
+            qrels = task_data.load_qrels(task_data.of_task(settings.qrels, task), task)
             judged = topics[topics["qid"].isin(qrels["qid"])].reset_index(drop=True)
             if judged.empty:
                 raise ValueError(
@@ -166,9 +166,9 @@ class Ranking:
         if isinstance(source, pt.Transformer):
             found, record = self._make(FIRST_STAGE, pt.Transformer.identity(), source, judged, path)
             return found, {}, {"made by": record["first_stage"], "md5": record["md5"]}
-        loaded = inputs.load_run(source, task)
+        loaded = task_data.load_run(source, task)
         self.note(loaded.note)
-        found, as_found = inputs.matching_numbers(loaded.frame, topics, task)
+        found, as_found = task_data.matching_numbers(loaded.frame, topics, task)
         found = found[found["qid"].isin(judged["qid"]) & (found["rank"] < self.settings.depth)].reset_index(drop=True)
         if found.empty:
             raise DataUnavailable(f"The first stage has none of its {len(judged)} judged topics.")
@@ -177,7 +177,7 @@ class Ranking:
 
     def _with_text(self, ranked: Ranked) -> pd.DataFrame:
         task = ranked.task
-        with_text, fields = inputs.add_text(ranked.found, inputs.of_task(self.settings.text, task), task)
+        with_text, fields = task_data.add_text(ranked.found, task_data.of_task(self.settings.text, task), task)
         there, wanted = len(with_text), len(ranked.found)
         if there == 0 or (there < wanted and not self.settings.condensed):
             raise ReproductionError(
@@ -208,9 +208,9 @@ class Ranking:
 
     def _finished(self, name: str, system: Any, ranked: Ranked) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A run that was made elsewhere, of the documents that the other systems rank."""
-        loaded = inputs.load_run(system, ranked.task)
+        loaded = task_data.load_run(system, ranked.task)
         self.note(loaded.note)
-        run, _ = inputs.matching_numbers(loaded.frame, ranked.topics, ranked.task)
+        run, _ = task_data.matching_numbers(loaded.frame, ranked.topics, ranked.task)
         run = run[run["qid"].isin(ranked.topics["qid"]) & (run["rank"] < self.settings.depth)]
         pairs, found, kept = (
             pd.MultiIndex.from_frame(frame[["qid", "docno"]]) for frame in (run, ranked.found, ranked.kept)

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ._atomic import replacing
+from .atomic import replacing
 
 _LAYOUT = "1"
 _SAMPLE = 64 << 10  # bytes at either end of a file that its identity looks at

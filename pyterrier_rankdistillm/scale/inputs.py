@@ -11,15 +11,15 @@ import pandas as pd
 import pyterrier as pt
 
 from ..reranker import MonoElectraReRanker
-from ..runs._atomic import replacing
-from ..runs.identity import describe
+from ..runs.atomic import replacing
+from ..runs.parquet_text import ParquetText
 from ..runs.published import fetch
 from ..runs.rankings import Rankings
+from ..runs.records import describe
 from ..runs.text import Dataset, add_queries, text_loader
 from ..scoring.checkpoint import Checkpoint
-from ..scoring.sources import DEMO, looks_like_path
+from ..scoring.files import DEMO, looks_like_path
 from .cluster import import_ray, silence
-from .texts import ParquetText
 
 Run = Any
 """A run file, the name of a published run, or a ``ray.data.Dataset``."""

@@ -19,7 +19,7 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_rankdistillm import runs
-from pyterrier_rankdistillm.runs.identity import describe
+from pyterrier_rankdistillm.runs.records import describe
 from pyterrier_rankdistillm.runs.shards import Shard, ShardError, Shards
 
 TOPICS = pd.DataFrame({"qid": [f"q{n}" for n in range(10)], "query": [f"query {n}" for n in range(10)]})
@@ -110,7 +110,7 @@ def test_what_a_record_says_of_settings() -> None:
 def test_a_script_s_class_is_known_by_the_script_s_name(tmp_path: Path) -> None:
     script = tmp_path / "some_teacher.py"
     script.write_text(
-        "import pyterrier as pt\nfrom pyterrier_rankdistillm.runs.identity import describe\n"
+        "import pyterrier as pt\nfrom pyterrier_rankdistillm.runs.records import describe\n"
         "class Own(pt.Transformer):\n    def transform(self, inp):\n        return inp\n"
         "print(describe(Own())['class'])\n"
     )
