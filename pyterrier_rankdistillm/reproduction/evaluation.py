@@ -42,7 +42,7 @@ def with_relevance(measures: Sequence[Measure], relevant: int) -> tuple[Measure,
     )
 
 
-def means(pooled: Pool, measures: Sequence[Measure], baseline: str | None = None) -> list[dict[str, Any]]:
+def evaluate(pooled: Pool, measures: Sequence[Measure], baseline: str | None = None) -> list[dict[str, Any]]:
     """Means over the topics, and tests against a baseline where there is something to test.
 
     Returns:
@@ -91,7 +91,7 @@ def _experiment(pooled: Pool, measures: Sequence[Measure], **options: Any) -> pd
 
 def _paired_t_test(values: Any, baseline: Any) -> tuple[float, float]:
     """As scipy, but p is 1 where systems differ on no topic: NaN, of 0 / 0, would be corrected to a significant one."""
-    from scipy import stats  # type: ignore[import-untyped]
+    from scipy import stats  # type: ignore[import-untyped]  # slow to load, and only needed for tests
 
     if np.array_equal(values, baseline) or len(values) < 2:
         return 0.0, 1.0

@@ -19,12 +19,10 @@ from typing import Any, cast
 import pyterrier as pt
 from huggingface_hub import utils
 
+from ..errors import DownloadError
+
 _CHUNK = 1 << 20
 _USER_AGENT = "pyterrier-rankdistillm"
-
-
-class DownloadError(OSError):
-    """No source gave the file; the message says why for each of them."""
 
 
 class _SourceError(Exception):
