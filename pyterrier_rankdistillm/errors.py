@@ -4,7 +4,9 @@
 
     RankDistillmError
     ├── CheckpointError (ValueError)     a checkpoint cannot be opened
-    ├── RunFileError (ValueError)        a run file cannot be read
+    ├── InputError (ValueError)          what was given has something wrong with it
+    ├── DataFileError (ValueError)       a file of topics, judgments or texts cannot be read
+    │   └── RunFileError                 a run file cannot be read
     ├── RankingError (ValueError)        a transformer does not rank what it was given
     ├── ShardError (ValueError)          kept shards are of other work, unfinished or damaged
     ├── TrainingDataError (ValueError)   data cannot be trained on
@@ -24,7 +26,27 @@ class CheckpointError(RankDistillmError, ValueError):
     """A checkpoint that cannot be opened as a re-ranker; the message names what is missing or wrong."""
 
 
-class RunFileError(RankDistillmError, ValueError):
+class InputError(RankDistillmError, ValueError):
+    """Something that was given has something wrong with it.
+
+    Args:
+        who: The function that the user called.
+        fact: What is wrong, for whoever gathers several faults.
+    """
+
+    def __init__(self, who: str, fact: str) -> None:
+        super().__init__(f"{who}: {fact}")
+        self.who, self.fact = who, fact
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        return type(self), (self.who, self.fact)
+
+
+class DataFileError(RankDistillmError, ValueError):
+    """A file of topics, judgments or texts that cannot be read; the message names file and line."""
+
+
+class RunFileError(DataFileError):
     """A run file that cannot be read; the message names file and line."""
 
 
@@ -42,6 +64,10 @@ class TrainingDataError(RankDistillmError, ValueError):
 
 class ReproductionError(RankDistillmError, ValueError):
     """Nothing could be run, or a system gave no ranking of what it was given."""
+
+
+class OrderWarning(UserWarning):
+    """A run's ranks contradict its scores, and only its depth was cut, by rank."""
 
 
 class DownloadError(RankDistillmError, OSError):

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import pandas as pd
 import pyterrier as pt
 from ir_measures import Measure
 
 from ..checks import is_whole, whole
 from ..extras import missing
+from ..runs.given import GivenRun
 from .catalogue import DEPTH, FIRST_STAGE, Table
 from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
 from .pooling import Mode
-from .tasks import Run
 
 CONDENSED = "first stage, condensed"
 """The row of the first stage's documents whose text is there, in its order."""
@@ -34,7 +32,7 @@ class Arguments:
     """
 
     table: Table
-    systems: dict[str, Run]
+    systems: dict[str, pt.Transformer | GivenRun | str]
     measures: tuple[Measure, ...]
     baseline: str | None
     mode: Mode
@@ -82,13 +80,9 @@ class Arguments:
         return MODEL_TOLERANCE if isinstance(self.systems.get(system), pt.Transformer) else RUN_TOLERANCE
 
     def _problems_of_systems(self) -> Iterator[str]:
-        for name, system in self.systems.items():
+        for name in self.systems:
             if not isinstance(name, str) or not name.strip() or name in (FIRST_STAGE, CONDENSED):
                 yield f"names of systems must be strings, and not {FIRST_STAGE!r}, got {name!r}. Rename it."
-            if not isinstance(system, pt.Transformer | pd.DataFrame | str | os.PathLike):
-                yield f"system {name!r} must be a transformer, a run file or a frame, got {type(system).__name__}."
-            elif isinstance(system, str | os.PathLike) and not _may_be_read(system):
-                yield f"system {name!r} must be a run file that exists, got {os.fspath(system)!r}."
         files = [file_name(name) for name in self.systems if isinstance(name, str)]
         if len(set(files)) < len(files):
             yield f"names of systems must differ in letters and digits, got {', '.join(map(str, self.systems))}."
@@ -111,10 +105,6 @@ class Arguments:
             yield "condensed=True ranks only the documents that text has, but text is None. Give a frame or a file."
         if self.folder is not None and importlib.util.find_spec("pyarrow") is None:
             yield str(missing("pyarrow", "folder"))
-
-
-def _may_be_read(path: str | os.PathLike[str]) -> bool:
-    return "{task}" in os.fspath(path) or Path(path).expanduser().is_file()
 
 
 def file_name(name: str) -> str:

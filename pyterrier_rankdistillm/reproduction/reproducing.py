@@ -17,6 +17,7 @@ import pyterrier as pt
 from ir_measures import Measure, nDCG
 
 from ..errors import ReproductionError
+from ..runs.given import GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of
 from ..runs.records import hardware, versions
 from . import tasks as task_data
 from .arguments import CONDENSED, Arguments
@@ -26,22 +27,21 @@ from .evaluation import CELL, MAIN, by_query, evaluate, geometric_mean, parse, w
 from .pooling import Mode, Pool, pool
 from .result import Reproduction
 from .systems import Systems, TaskRuns
-from .tasks import Given, Run, Text
 
 
 def reproduce(
     name: str | pt.datasets.Dataset,
-    systems: Mapping[str, Run],
+    systems: Mapping[str, Ranker],
     *,
-    first_stage: Run | Mapping[str, Any],
+    first_stage: pt.Transformer | Run | Mapping[str, Any],
     measures: Sequence[str | Measure] = (nDCG @ 10,),
     baseline: str | None = None,
     mode: Mode = "corrected",
     depth: int = DEPTH,
     published: Mapping[str, str] | None = None,
-    topics: Given | Mapping[str, Given] | None = None,
-    qrels: Given | Mapping[str, Given] | None = None,
-    text: Text | Mapping[str, Text] | None = None,
+    topics: Topics | Mapping[str, Topics] | None = None,
+    qrels: Qrels | Mapping[str, Qrels] | None = None,
+    text: Texts | Mapping[str, Texts] | None = None,
     condensed: bool = False,
     folder: str | os.PathLike[str] | None = None,
     verbose: bool = False,
@@ -62,8 +62,10 @@ def reproduce(
         name: ``"trec-dl-2019"``, ``"trec-dl-2020"``, ``"trec-dl"`` (both years and their mean), ``"tirex"``,
             ``"ablation-loss"`` or ``"ablation-size"`` (queries x depth; both on TREC DL); or any other ir_datasets id
             or PyTerrier dataset, for which nothing was published.
-        systems: Re-rankers by name, which get ``qid``, ``query``, ``docno``, ``text``, ``score`` and ``rank``; or
-            finished runs (files or frames) that were made over the same first stage. None: the first stage alone.
+        systems: Re-rankers by name (any transformer, a hub id or folder, a fitted estimator), which get ``qid``,
+            ``query``, ``docno``, ``text``, ``score`` and ``rank``; or finished runs (files or frames). Of a finished
+            run only the documents count that the first stage has among its top ``depth``, as in the paper's notebook.
+            None: the first stage alone.
         first_stage: A run (file or frame) or a retriever; or a mapping of first stages by name (``"bm25"``,
             ``"colbertv2"``), or by task or corpus, or by name and then by task. In the name of a file ``{task}``
             stands for the task, with dashes for slashes. ``"tira"`` (or ``"tira:task/team/software"``) asks TIRA.
@@ -100,7 +102,7 @@ def reproduce(
         raise ValueError(f"reproduce: systems must be a mapping of names to systems, got {type(systems).__name__}.")
     arguments = Arguments(
         table=chosen,
-        systems=dict(systems),
+        systems={name: _system(name, system) for name, system in systems.items()},
         measures=parse(measures),
         baseline=baseline,
         mode=mode,
@@ -114,12 +116,20 @@ def reproduce(
         verbose=verbose,
     )
     stages = task_data.first_stages(first_stage, chosen)
+    task_data.check_sources(stages, arguments)
     with ExitStack() as stack:
         scratch = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         result = _Reproducing(arguments, Systems(arguments, scratch / "runs")).run(stages)
     if arguments.folder is not None:
         result.save(arguments.folder)
     return result
+
+
+def _system(name: str, given: Any) -> pt.Transformer | GivenRun | str:
+    """What ranks or has ranked; the name of a file with ``{task}`` in it stays, since a task says which file it is."""
+    if isinstance(given, str | os.PathLike) and task_data.names_each_task(given):
+        return os.fspath(given)
+    return ranker_of(given, who="reproduce", argument=f"system {name!r}")
 
 
 class _Reproducing:
@@ -209,9 +219,7 @@ class _Reproducing:
         alone = len(self._pool(setting, ranked, {FIRST_STAGE: "found"}).topics)
         shared = (f"{len(pooled.topics)} of {alone} topics that every system has",) * (len(pooled.topics) != alone)
         for system in pooled.runs:
-            others = sum(r.others(system) for r in ranked)
-            strange = (f"{others} documents that the first stage has not",) if others else ()
-            self._to_compare(setting, system, (*part, *problems, *condensed, *shared, *strange))
+            self._to_compare(setting, system, (*part, *problems, *condensed, *shared))
         if self.pools_tasks:
             self._add_tasks(ranked)
 

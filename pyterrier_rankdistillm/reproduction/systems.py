@@ -15,6 +15,7 @@ from .. import runs
 from ..errors import ReproductionError
 from ..reranker import MonoElectraReRanker
 from ..runs.making import Roles, make_run
+from ..runs.ranks import Ids, positions
 from ..runs.records import frame_digest
 from . import tasks as task_data
 from .arguments import Arguments, file_name
@@ -22,7 +23,6 @@ from .catalogue import FIRST_STAGE, Task
 from .pooling import Part
 from .tasks import DataUnavailable
 
-_OTHERS = "documents that the first stage has not"
 _SHARD = 8  # topics that are lost at most when a run is interrupted
 
 
@@ -69,10 +69,6 @@ class TaskRuns:
     def usual_depth(self) -> int:
         """How many documents a topic usually has; some have fewer where the collection has no more."""
         return int(self.found.groupby("qid").size().median())
-
-    def others(self, system: str) -> int:
-        """How many documents a finished run ranks that are not the first stage's."""
-        return int(self.record["systems"].get(system, {}).get(_OTHERS, 0))
 
 
 def left_out(not_run: Iterable[tuple[str, str, str]]) -> list[str]:
@@ -175,7 +171,12 @@ class Systems:
 
     def _with_text(self, ranked: TaskRuns) -> pd.DataFrame:
         task = ranked.task
-        with_text, fields = task_data.add_text(ranked.found, task_data.of_task(self.arguments.text, task), task)
+        with_text, fields = task_data.add_text(
+            ranked.found,
+            task_data.of_task(self.arguments.text, task),
+            task,
+            condensed=self.arguments.condensed,
+        )
         there, wanted = len(with_text), len(ranked.found)
         if there == 0 or (there < wanted and not self.arguments.condensed):
             raise ReproductionError(
@@ -213,20 +214,24 @@ class Systems:
         loaded = task_data.load_run(system, ranked.task)
         self.note(loaded.note)
         run, _ = task_data.matching_numbers(loaded.frame, ranked.topics, ranked.task)
-        run = run[run["qid"].isin(ranked.topics["qid"]) & (run["rank"] < self.arguments.depth)]
-        pairs, found, kept = (
-            pd.MultiIndex.from_frame(frame[["qid", "docno"]]) for frame in (run, ranked.found, ranked.kept)
-        )
-        others = int((~pairs.isin(found)).sum())
-        if others == len(run):
+        run = run[run["qid"].isin(ranked.topics["qid"])]
+        # The paper's notebook does the same: its TIREx runs hold 1,000 documents per topic, of which the first stage's
+        # top 100 count.
+        pairs, candidates = (pd.MultiIndex.from_frame(frame[["qid", "docno"]]) for frame in (run, ranked.kept))
+        kept = run[pairs.isin(candidates)].reset_index(drop=True)
+        if kept.empty:
             raise ReproductionError(
                 f"reproduce: the run of {name!r} must rank documents of the first stage on {ranked.task.name}, got "
                 f"none of them. Is it a run of these topics?"
             )
-        if self.arguments.condensed:
-            run = run[pairs.isin(kept)]
-        run = run.reset_index(drop=True)
-        return run, {**loaded.origin, "rows": len(run), _OTHERS: others}
+        gone = len(run) - len(kept)
+        if gone:
+            self.note(
+                f"{name!r} on {ranked.task.name}: {gone} of the {len(run)} rows of its run are not among what the "
+                f"first stage found (top {self.arguments.depth}), and do not count."
+            )
+        kept = kept.assign(rank=positions(kept, Ids.of(kept)))
+        return kept, {**loaded.origin, "rows": len(kept), "rows outside the first stage": gone}
 
     def _keep(self, run: pd.DataFrame, path: Path) -> None:
         """Saves a run that was made elsewhere beside those that are made here."""

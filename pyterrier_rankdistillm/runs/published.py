@@ -20,8 +20,11 @@ from ir_datasets.formats import BaseScoredDocs, GenericScoredDoc
 
 from ..errors import DownloadError
 from .download import download, md5_of, remote_size
-from .files import read
-from .text import add_queries, load_topics
+from .files import read_file
+from .text import join_queries, load_topics
+
+PREFIX = "rankdistillm:"
+"""What names of this package's datasets begin with."""
 
 PARENT = "msmarco-passage/train"
 """The ir_datasets collection whose queries, qrels and passages the published runs refer to."""
@@ -233,7 +236,7 @@ class PublishedScoredDocs(BaseScoredDocs):  # type: ignore[misc]  # ir_datasets 
 
     def scoreddocs_iter(self) -> Iterator[GenericScoredDoc]:
         """The run's rows in the file's order."""
-        run = read(fetch(self._name))
+        run = read_file(fetch(self._name))
         for qid, docno, score in zip(run["qid"], run["docno"], run["score"], strict=True):
             yield GenericScoredDoc(qid, docno, score)
 
@@ -269,7 +272,7 @@ class PublishedDataset(pt.datasets.Dataset):
             raise ValueError(f"{self!r}: variant must be None or 'run', got {variant!r}.")
         topics = load_topics(f"{PARENT}/rank-distillm-{self.name}")
         if variant == "run":
-            topics = topics[topics["qid"].isin(read(fetch(self.name))["qid"].unique())].reset_index(drop=True)
+            topics = topics[topics["qid"].isin(read_file(fetch(self.name))["qid"].unique())].reset_index(drop=True)
         return topics
 
     def get_topics_lang(self) -> str:
@@ -291,7 +294,7 @@ class PublishedDataset(pt.datasets.Dataset):
         """
         if variant is not None:
             raise ValueError(f"{self!r} has no variants of its results, got {variant!r}.")
-        run = add_queries(read(fetch(self.name)), self)
+        run = join_queries(read_file(fetch(self.name)), self.get_topics())
         return run[["qid", "query", "docno", "score", "rank"]]
 
     def text_loader(self, fields: list[str] | str | Literal["*"] = "*", *, verbose: bool = False) -> pt.Transformer:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from .files import read_parts
 from .mapped import MappedForm, arrow
-from .published import fetch
+from .published import PREFIX, fetch
 from .ranks import Ids, Integers, first_fault, positions
 
-_PUBLISHED = "rankdistillm:"
+_TOGETHER = 10_000  # rankings that are looked at together
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no one truth to compare by
@@ -93,8 +93,8 @@ class Rankings:
             ImportError: Without pyarrow.
         """
         arrow()  # before a download
-        if isinstance(source, str) and source.startswith(_PUBLISHED):
-            source = fetch(source.removeprefix(_PUBLISHED))
+        if isinstance(source, str) and source.startswith(PREFIX):
+            source = fetch(source.removeprefix(PREFIX))
         path = Path(source).expanduser().absolute()
         form = MappedForm.of(path, "rankings", folder)
         if not form.is_there():
@@ -110,6 +110,21 @@ class Rankings:
     def has_scores(self) -> bool:
         """Whether rankings have scores."""
         return self._columns.scores is not None
+
+    def contradictions(self) -> list[str]:
+        """The qids in whose rankings a document has a higher score than one that is ranked above it."""
+        if self._columns.scores is None:
+            return []
+        odd: list[str] = []
+        starts = self._columns.starts
+        for first in range(0, len(self), _TOGETHER):
+            bounds = starts[first : first + _TOGETHER + 1]
+            scores = np.asarray(self._columns.scores[int(bounds[0]) : int(bounds[-1])], dtype=np.float64)
+            rises = np.flatnonzero(np.diff(scores) > 0) + 1 + bounds[0]
+            places = np.searchsorted(bounds, rises, side="right") - 1
+            within = rises != bounds[places]  # the first document of a ranking has none above it
+            odd += [self.qids[first + int(place)] for place in np.unique(places[within])]
+        return odd
 
     def __len__(self) -> int:
         return len(self.qids)
@@ -214,8 +229,7 @@ def _valid(run: pd.DataFrame) -> pd.DataFrame:
     ids = Ids.of(scored)
     fault = first_fault(scored, ids)
     if fault is not None:
-        hint = " runs.deduplicate(run) keeps the better-ranked one." if "twice" in fault.what else ""
-        raise ValueError(f"Rankings: row {fault.row} (from 0): {fault.what}.{hint}")
+        raise ValueError(f"Rankings: row {fault.row} (from 0): {fault.what}.{fault.remedy}")
     return run.assign(rank=positions(scored, ids))
 
 

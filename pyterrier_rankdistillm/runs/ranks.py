@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,27 @@ Integers = NDArray[np.int64]
 REQUIRED = ("qid", "docno", "score")
 
 
+FaultKind = Literal["id", "score", "twice"]
+
+
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a run, and in which of its rows (from 0)."""
+    """What is wrong with a run.
+
+    Args:
+        row: In which of its rows (from 0).
+        kind: An id that is missing, a score that is not finite, or a document that is twice in a ranking.
+        what: The same in words.
+    """
 
     row: int
+    kind: FaultKind
     what: str
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it in a frame, as another sentence; empty where there is nothing to say."""
+        return " runs.deduplicate(run) keeps the better-ranked one." if self.kind == "twice" else ""
 
 
 @dataclass(frozen=True)
@@ -68,18 +84,20 @@ def first_fault(run: pd.DataFrame, ids: Ids, *, repeated: bool = True) -> Fault 
     for name, code, values in (("qid", ids.query, ids.qids), ("docno", ids.document, ids.docnos)):
         missing = (code < 0) | np.isin(code, np.flatnonzero(values.to_numpy(dtype=object) == ""))
         if missing.any():
-            return Fault(int(missing.argmax()), f"{name} is missing")
+            return Fault(int(missing.argmax()), "id", f"{name} is missing")
     scores = run["score"].to_numpy(dtype=np.float64)
     odd = ~np.isfinite(scores)
     if odd.any():
         row = int(odd.argmax())
-        return Fault(row, f"score must be a finite number, got {scores[row]}")
+        return Fault(row, "score", f"score must be a finite number, got {scores[row]}")
     if repeated:
         again = ids.repeated()
         if again.any():
             row = int(again.argmax())
             return Fault(
-                row, f"docno {run['docno'].iloc[row]!r} is twice in the ranking of qid {run['qid'].iloc[row]!r}"
+                row,
+                "twice",
+                f"docno {run['docno'].iloc[row]!r} is twice in the ranking of qid {run['qid'].iloc[row]!r}",
             )
     return None
 

@@ -20,7 +20,7 @@ import pandas as pd
 from ..errors import ShardError
 from .atomic import write_json
 from .download import md5_of
-from .files import TAG, read, write, writer
+from .files import TAG, read_file, write, writer
 from .records import differences
 
 _VERSION = 1
@@ -147,7 +147,7 @@ class Shards(ShardFolder):
                     f"{file} is missing or was changed after it was written. Delete {self._notes_file(shard)}, so "
                     f"that this shard is done again."
                 )
-            yield read(file)
+            yield read_file(file)
 
     def complete(self, path: Path, record: Mapping[str, Any], *, tag: str = TAG) -> dict[str, Any]:
         """Joins the shards into one run, writes its record and deletes the folder; may be stopped and done again.

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from ..checks import is_whole
+from ..runs.given import Texts, Topics
 from ..runs.shards import Shard
 from .cluster import connected
-from .inputs import Model, Run, Text, Topics
+from .inputs import Model, RayRun
 from .plan import Plan, planned
 from .workers import Worker, over_workers
 
@@ -97,11 +98,11 @@ class Sampler(Worker):
 
 
 def estimate_rerank(
-    run: Run,
+    run: RayRun,
     model: Model,
     output: str | os.PathLike[str],
     *,
-    text: Text,
+    text: Texts,
     topics: Topics | None = None,
     depth: int | None = None,
     num_workers: int | None = None,

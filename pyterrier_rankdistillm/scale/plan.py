@@ -16,11 +16,12 @@ import pandas as pd
 from ..checks import is_whole, whole
 from ..runs.download import md5_of
 from ..runs.files import check_target
+from ..runs.given import Texts, Topics
 from ..runs.records import frame_digest, model_identity
 from ..runs.shards import Shard, folder_of
 from ..scoring.checkpoint import Checkpoint
 from .cluster import Workers, nodes, share
-from .inputs import Model, Run, Text, Topics, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
+from .inputs import Model, RayRun, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
 from .workers import Job
 
 _LARGEST_SHARD, _SHARDS = 100, 64
@@ -62,10 +63,10 @@ class Plan:
 
 @contextmanager
 def planned(
-    run: Run,
+    run: RayRun,
     model: Model,
     path: Path,
-    text: Text,
+    text: Texts,
     topics: Topics | None,
     depth: int | None,
     shard_size: int | None,
@@ -90,7 +91,7 @@ def planned(
         qids = list(rankings.qids[:])
         order = sorted(range(len(qids)), key=qids.__getitem__)  # as transform orders its result
         found = text_of(text, folder)
-        queries = queries_of(rankings, order, topics, found)
+        queries = queries_of(rankings, order, topics, text)
         asked = pd.DataFrame({"qid": [qids[n] for n in order], "query": queries, "position": order})
         identity = model_identity(reranker.clone(device="cpu"))  # the driver need not have a GPU
         if not isinstance(reranker.model, Checkpoint):

@@ -14,20 +14,21 @@ from pathlib import Path
 
 import pyterrier as pt
 
+from ..runs.given import Texts, Topics
 from ..runs.making import MadeRun
 from ..runs.shards import ShardFolder, Shards, completed, folder_of
 from .cluster import connected
-from .inputs import Model, Run, Text, Topics
+from .inputs import Model, RayRun
 from .plan import planned
 from .workers import ReRanker, over_workers
 
 
 def rerank_dataset(
-    run: Run,
+    run: RayRun,
     model: Model,
     output: str | os.PathLike[str],
     *,
-    text: Text,
+    text: Texts,
     topics: Topics | None = None,
     depth: int | None = None,
     shard_size: int | None = None,

@@ -8,7 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pandas as pd
@@ -20,7 +20,7 @@ from ..reranker import MonoElectraReRanker, TruncationWarning
 from ..runs.rankings import Rankings
 from ..runs.records import versions
 from ..runs.shards import Shard, ShardFolder
-from ..runs.text import Dataset, add_text, text_loader
+from ..runs.text import join_text
 from .cluster import Workers, import_ray, silence
 
 ATTEMPTS = 3
@@ -40,9 +40,8 @@ class Job:
 
     reranker: MonoElectraReRanker
     rankings: Rankings
-    text: pt.Transformer | Dataset
+    text: pt.Transformer
     depth: int | None
-    _loader: pt.Transformer | None = field(default=None, init=False, repr=False)
 
     def candidates(self, positions: Sequence[int], queries: Sequence[str]) -> pd.DataFrame:
         """What the first stage found for some queries, with texts.
@@ -55,9 +54,7 @@ class Job:
         for position, query in zip(positions, queries, strict=True):
             found = self.rankings[int(position)]
             frames.append(pd.DataFrame({"qid": found.qid, "query": query, "docno": found.docnos[: self.depth]}))
-        if self._loader is None:
-            self._loader = self.text if isinstance(self.text, pt.Transformer) else text_loader(self.text)
-        return add_text(pd.concat(frames, ignore_index=True), self._loader)
+        return join_text(pd.concat(frames, ignore_index=True), self.text)
 
     def rerank(self, candidates: pd.DataFrame) -> pd.DataFrame:
         """The run of some candidates: columns qid, docno, score, rank."""

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import is_whole
+from ..errors import InputError
 
 Kind = Literal["relevance", "order", "values"]
 """What the targets of a loss must be: relevance labels (relevant where positive), anything of which the order alone
@@ -464,9 +465,9 @@ class Losses:
         read = [_read_term(part) for part in parts]
         problems = [problem for _, found in read for problem in found]
         if not read:
-            problems = [f"Losses: loss must be at least one of {', '.join(LOSSES)}, got {spec!r}."]
+            problems = [f"loss must be at least one of {', '.join(LOSSES)}, got {spec!r}."]
         if problems:
-            raise ValueError(" ".join(problems))
+            raise InputError("Losses", " ".join(problems))
         return cls(tuple(term for term, _ in read if term is not None))
 
     @property
@@ -480,7 +481,7 @@ class Losses:
         return frozenset(term.needs for term in self.terms)
 
     def check(self, kinds: Collection[Kind]) -> None:
-        """Raises a ValueError, which says what to do, where a loss needs targets of none of these kinds."""
+        """Raises an InputError, which says what to do, where a loss needs targets of none of these kinds."""
         had = " and ".join(_MEANING[kind] for kind in get_args(Kind) if kind in kinds) or "none"
         problems = []
         for term in self.terms:
@@ -492,9 +493,9 @@ class Losses:
                 remedy = f"Give it {variant.option}, or choose another loss."
             elif LOSSES[term.name].needs in kinds:
                 remedy = f"Leave out {variant.option if variant else ''}, or choose another loss."
-            problems.append(f"Losses: targets of {term} must be {_MEANING[term.needs]}, got {had}. {remedy}")
+            problems.append(f"targets of {term} must be {_MEANING[term.needs]}, got {had}. {remedy}")
         if problems:
-            raise ValueError(" ".join(problems))
+            raise InputError("Losses", " ".join(problems))
 
     def __call__(self, scores: Tensor, targets: Mapping[Kind, Tensor], mask: Tensor) -> Tensor:
         """The weighted sum of the losses.
@@ -530,19 +531,19 @@ def _read_term(spec: object) -> tuple[Term | None, list[str]]:
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
-        return None, [f"Losses: loss must be a name, a mapping with a name, or several of them, got {spec!r}."]
+        return None, [f"loss must be a name, a mapping with a name, or several of them, got {spec!r}."]
     options = {**spec}
     name, weight = options.pop("name", None), options.pop("weight", 1.0)
     if not isinstance(name, str) or name not in LOSSES:
-        return None, [f"Losses: name must be one of {', '.join(LOSSES)}, got {name!r}."]
+        return None, [f"name must be one of {', '.join(LOSSES)}, got {name!r}."]
     problems = []
     if not _is_positive(weight):
-        problems.append(f"Losses: weight of {name} must be a number above 0, got {weight!r}. Leave out what counts 0.")
+        problems.append(f"weight of {name} must be a number above 0, got {weight!r}. Leave out what counts 0.")
     loss = LOSSES[name]
     unknown = [option for option in options if option not in loss.options]
     if unknown:
         known = " or ".join(["weight", *loss.options])
-        problems.append(f"Losses: option of {name} must be {known}, got {', '.join(map(repr, unknown))}.")
+        problems.append(f"option of {name} must be {known}, got {', '.join(map(repr, unknown))}.")
     known_options = {option: options.get(option, default) for option, default in loss.options.items()}
     try:  # the loss knows the rules of its options
         loss.function(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), **known_options)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ..checks import is_whole
+from ..errors import InputError
 
 Strategy = Literal["single_relevant", "top", "random", "log_random", "top_and_random"]
 
@@ -70,7 +71,7 @@ class Sampling:
     def __post_init__(self) -> None:
         problems = self._out_of_range() or self._contradictions()
         if problems:
-            raise ValueError(" ".join(f"Sampling: {problem}" for problem in problems))
+            raise InputError("Sampling", " ".join(problems))
 
     def unusable(self, docnos: Sequence[str], relevance: Mapping[str, int]) -> str | None:
         """Why there is no list of at least two documents to draw, as what is said of queries ("have no ..."), or None.

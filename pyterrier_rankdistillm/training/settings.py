@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..checks import is_whole, whole
+from ..errors import InputError
 from ..extras import require
 from ..scoring.scorer import DType
 from .losses import Losses
@@ -115,7 +117,9 @@ class Settings:
     tensorboard: bool = False
     verbose: bool = True
 
-    def __post_init__(self) -> None:
+    who: InitVar[str] = "Settings"
+
+    def __post_init__(self, who: str) -> None:
         for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
             object.__setattr__(self, name, whole(getattr(self, name)))  # numpy's numbers too
         if isinstance(self.negative_ranks, tuple | list):
@@ -125,30 +129,32 @@ class Settings:
             made = (_complaint(make) for make in (lambda: Losses.of(self.loss), self.to_sampling, self._check_measure))
             faults = [complaint for complaint in made if complaint]
         if faults:
-            raise ValueError("Settings: " + " ".join(faults))
+            raise ValueError(f"{who}: " + " ".join(faults))
 
     @classmethod
-    def of(cls, stage: Stage, recipe: str | os.PathLike[str] | None = None, **changes: Any) -> Settings:
+    def of(
+        cls, stage: Stage, recipe: str | os.PathLike[str] | None = None, *, who: str = "Settings", **changes: Any
+    ) -> Settings:
         """The settings of a recipe, with changes.
 
         Args:
             stage: ``"finetune"`` or ``"distill"``.
             recipe: ``"rank-distillm"`` (the default), or a YAML file with settings (and, for what it does not say, the
                 name of a recipe under ``recipe``).
+            who: The function that messages name.
             **changes: Settings that overrule the recipe's. ``steps`` overrules a recipe's ``epochs`` and the reverse.
 
         Raises:
             ValueError: Unknown settings or recipes, or settings that contradict each other: all at once.
         """
-        values = _values_of(stage, recipe)
+        values = _values_of(stage, recipe, who)
         unknown = sorted({*values, *changes} - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            known = ", ".join(f.name for f in dataclasses.fields(cls))
-            raise ValueError(f"Settings: there is no setting {', '.join(map(repr, unknown))}. There are: {known}.")
+            raise ValueError(f"{who}: " + " ".join(no_setting(name) for name in unknown))
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
             if changes.get(one) is not None and other not in changes:
                 values[other] = None
-        return cls(**{**values, **changes})
+        return cls(who=who, **{**values, **changes})
 
     def to_sampling(self) -> Sampling:
         """Which documents of a ranking a list holds."""
@@ -229,7 +235,8 @@ class Settings:
         try:
             ir_measures.parse_measure(self.measure)
         except (NameError, ValueError, SyntaxError, TypeError) as error:
-            raise ValueError(f"measure must be the name of an ir-measures measure, got {self.measure!r}.") from error
+            fact = f"measure must be the name of an ir-measures measure, got {self.measure!r}."
+            raise InputError("Settings", fact) from error
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -259,11 +266,41 @@ def descriptions() -> dict[str, str]:
     return {name: " ".join(text.replace("``", "").split()) for name, text in entries}
 
 
+_ELSEWHERE = {
+    "lr": "learning_rate",
+    "max_length": "doc_length (of a text; query_length of a query)",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "warmup": "warmup_steps",
+    "gradient_accumulation_steps": "accumulation",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "mini_batch_size": "memory_tokens",
+    "bf16": "dtype='bfloat16'",
+    "fp16": "dtype='float16'",
+    "output_dir": "folder",
+    "num_negatives": "sample_size (negatives and the relevant one together)",
+    "lr_scheduler_type": "schedule",
+}
+"""Settings by what transformers and Sentence Transformers call them."""
+
+
+def no_setting(name: str) -> str:
+    """What to say of a setting that there is not, with what was probably meant."""
+    known = [f.name for f in dataclasses.fields(Settings)]
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = _ELSEWHERE.get(name) or (close[0] if close else None)
+    if meant:
+        return f"there is no setting {name!r}. Did you mean {meant}?"
+    return f"there is no setting {name!r}. There are: {', '.join(known)}."
+
+
 def _complaint(make: Callable[[], object]) -> str | None:
     try:
         make()
-    except ValueError as error:
-        return str(error)
+    except InputError as error:
+        return error.fact
     return None
 
 
@@ -308,16 +345,16 @@ RECIPES: dict[str, dict[Stage, dict[str, Any]]] = {
 DEFAULT_RECIPE = "rank-distillm"
 
 
-def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None) -> dict[str, Any]:
+def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None, who: str) -> dict[str, Any]:
     name = DEFAULT_RECIPE if recipe is None else os.fspath(recipe)
     if name in RECIPES:
         return dict(RECIPES[name][stage])
     if Path(name).suffix not in (".yaml", ".yml"):
-        raise ValueError(f"Settings: recipe must be one of {', '.join(RECIPES)}, or a YAML file, got {name!r}.")
-    values = _read_yaml(Path(name))
+        raise ValueError(f"{who}: recipe must be one of {', '.join(RECIPES)}, or a YAML file, got {name!r}.")
+    values = _read_yaml(Path(name), who)
     base = values.pop("recipe", None)
     if base is not None and base not in RECIPES:
-        raise ValueError(f"Settings: {name}: recipe must be one of {', '.join(RECIPES)}, got {base!r}.")
+        raise ValueError(f"{who}: {name}: recipe must be one of {', '.join(RECIPES)}, got {base!r}.")
     inherited = dict(RECIPES[base or DEFAULT_RECIPE][stage])
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if values.get(one) is not None:
@@ -325,13 +362,13 @@ def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None) -> dict[str,
     return inherited | values
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path, who: str) -> dict[str, Any]:
     try:
         values = parsed(file.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError) as error:
-        raise ValueError(f"Settings: {file} cannot be read: {error}") from error
+        raise ValueError(f"{who}: {file} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"Settings: {file} must hold settings as `name: value` lines, got {type(values).__name__}.")
+        raise ValueError(f"{who}: {file} must hold settings as `name: value` lines, got {type(values).__name__}.")
     return values
 
 

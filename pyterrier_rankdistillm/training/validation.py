@@ -13,7 +13,8 @@ import pyterrier as pt
 from ..errors import TrainingDataError
 from ..reranker import MonoElectraReRanker, TruncationWarning
 from ..runs.frames import subsample
-from ..runs.text import Dataset, add_text
+from ..runs.given import Door, Qrels, Texts, checked_run, contradiction, qrels_of, texts_of
+from ..runs.text import join_text
 from .settings import Settings
 
 
@@ -37,9 +38,9 @@ class Validation:
         who: str,
         settings: Settings,
         run: pd.DataFrame | None,
-        qrels: pd.DataFrame | None,
+        qrels: Qrels | None,
         *,
-        text: pt.Transformer | Dataset | None,
+        text: Texts | None,
         text_field: str,
     ) -> Validation | None:
         """The validation that is asked for; None where there are no validation topics.
@@ -54,15 +55,17 @@ class Validation:
             there, missing = ("qrels", "topics") if run is None else ("topics", "qrels")
             faults.append(f"There are validation {there}, but no validation {missing}. Give both or neither.")
         else:
-            for name, frame, wanted in (
-                ("results", run, ["qid", "query", "docno", "score", *([text_field] if text is None else [])]),
-                ("qrels", qrels, ["qid", "docno", "label"]),
-            ):
-                lacking = [column for column in wanted if column not in frame.columns]
-                if lacking:
-                    faults.append(f"The validation {name} have no column {', '.join(lacking)}.")
+            wanted = ["qid", "query", "docno", "score", *([text_field] if text is None else [])]
+            lacking = [column for column in wanted if column not in run.columns]
+            if lacking:
+                faults.append(f"The validation results have no column {', '.join(lacking)}.")
         if faults or run is None or qrels is None:
             raise TrainingDataError(f"{who}: " + " ".join(faults))
+        qrels = qrels_of(qrels, who=who, argument="qrels_va")
+        run = checked_run(run, Door(who, "topics_or_res_va", "the first stage's results as a frame"))
+        odd = contradiction(run)
+        if odd is not None:  # what it is compared with is the first stage's own order
+            raise TrainingDataError(f"{who}: topics_or_res_va {odd}")
         judged = set(qrels["qid"])
         run = run[run["qid"].isin(judged)]
         if run.empty:
@@ -74,7 +77,7 @@ class Validation:
             run = run[run["rank"] < settings.depth + pt.model.FIRST_RANK]
         if text_field not in run.columns:
             assert text is not None
-            run = add_text(run, text).rename(columns={"text": text_field})
+            run = join_text(run, texts_of(text, who=who)).rename(columns={"text": text_field})
         used = qrels[qrels["qid"].isin(set(run["qid"]))]
         used = used.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
         measure = ir_measures.parse_measure(settings.measure)
