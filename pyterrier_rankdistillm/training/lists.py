@@ -1,4 +1,4 @@
-"""The lists that a training consists of: which query comes when, which documents it has, as token ids with targets."""
+"""The lists that a training consists of: the order of the queries, and their documents as token ids with targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .losses import Kind
 from .sampling import Draw, Sampling, generator, near_duplicate
 
 _KEPT_TOKENS = 64_000_000
-"""Token ids of documents that are kept, 256 MB: those of a smaller collection are made once, whatever the epochs."""
+"""Number of token ids of documents that are kept (256 MB). A smaller collection is tokenised only once."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class TrainingList:
 
     Args:
         qid: The query's id.
-        pairs: Encoder inputs, one a document.
-        targets: What a loss compares scores with, by kind; each one number a document, shape (documents,).
+        pairs: Encoder inputs, one per document.
+        targets: What a loss compares scores with, by kind; one number per document, shape (documents,).
     """
 
     qid: str
@@ -42,8 +42,8 @@ class Texts:
     """Texts by docno.
 
     Args:
-        known: Those that are at hand.
-        loader: Gives all others; None: there are no others.
+        known: Texts that are already loaded.
+        loader: Loads all other texts; None: there are no others.
     """
 
     known: Mapping[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Texts:
         """The texts of some documents, fetched together.
 
         Raises:
-            KeyError: There is none for a document.
+            KeyError: A document has no text.
         """
         unknown = [docno for docno in docnos if docno not in self.known]
         if not unknown:
@@ -70,15 +70,15 @@ class Texts:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained on, wherever it lies.
+    """The data to train on, wherever it is stored.
 
     Args:
-        rankings: One a query; a teacher's, or a first stage's whose lower parts are negatives.
-        members: Which of them are used, by their position, shape (queries,).
+        rankings: One per query: a teacher's ranking, or a first stage's whose lower part gives negatives.
+        members: The positions of the rankings that are used, shape (queries,).
         queries: Query texts by qid.
         texts: Document texts.
-        relevance: Labels by qid and docno; empty where only the ranking counts.
-        labelled: Whether the labels are the targets of every loss, and not the ranking.
+        relevance: Labels by qid and docno; empty if only the ranking counts.
+        labelled: Whether the targets of every loss are the labels rather than the ranking.
     """
 
     rankings: Rankings
@@ -90,19 +90,19 @@ class TrainingData:
 
 
 class Lists(torch.utils.data.Dataset[TrainingList]):
-    """All lists of a training, from the first step's to the last's.
+    """All lists of a training, from those of the first step to those of the last.
 
-    List ``i`` follows from the data, the seed and ``i`` alone, so that a training can go on anywhere, in any number of
-    processes.
+    List ``i`` depends on the data, the seed and ``i`` only, so a training can be resumed at any step, with any number
+    of processes.
 
     Args:
         data: Queries and rankings.
-        tokenizer: With the lengths to train with.
-        sampling: Which documents of a ranking a list holds.
-        total: Number of lists; beyond the number of queries, these come again with other documents.
-        seed: Of the order and the sampling.
-        drop_near_duplicates: Whether negatives that nearly repeat a relevant passage are exchanged.
-        kept_tokens: Token ids of documents that are kept in memory.
+        tokenizer: The tokenizer, with the lengths to train with.
+        sampling: Decides which documents of a ranking a list contains.
+        total: Number of lists. If it exceeds the number of queries, queries are repeated with other documents.
+        seed: Seed of the order and the sampling.
+        drop_near_duplicates: Whether negatives that are near-duplicates of a relevant passage are replaced.
+        kept_tokens: Number of token ids of documents that are kept in memory.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[TrainingList]:
-        """Several lists at once: their texts are fetched, and tokenised, together."""
+        """Several lists at once; their texts are fetched and tokenised together."""
         drawn = [self._draw(index) for index in indices]
         tokens = self._documents.of({docno for draw, _ in drawn for docno in draw.docnos})
         return [self._list(draw, ranking, tokens) for draw, ranking in drawn]
@@ -152,7 +152,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         return draw, ranking
 
     def _any_docno(self, rng: np.random.Generator) -> str:
-        """A document of any ranking, those of more rankings more often."""
+        """A document of any ranking; documents that occur in more rankings are drawn more often."""
         rankings = self.data.rankings
         return rankings.docnos[int(rng.integers(rankings.rows))]
 
@@ -177,7 +177,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
     def _without_near_duplicates(
         self, draw: Draw, relevance: Mapping[str, int], tokens: Mapping[str, Tokens]
     ) -> tuple[list[str], Mapping[str, Tokens]]:
-        """Exchanges unjudged documents that nearly repeat a relevant one of the list: they are relevant too."""
+        """Replaces unjudged near-duplicates of a relevant document of the list, since they are relevant too."""
         relevant = [tokens[docno].ids for docno in draw.docnos if relevance.get(docno, 0) > 0]
         known = dict(tokens)
 
@@ -220,7 +220,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
 
 
 class _DocumentTokens:
-    """Token ids of documents; those used last are kept."""
+    """Token ids of documents; the most recently used are kept."""
 
     def __init__(self, tokenizer: PairTokenizer, texts: Texts, kept_tokens: int) -> None:
         self.tokenizer = tokenizer
