@@ -198,8 +198,7 @@ class MonoElectraReRanker(pt.Transformer):
         return tuple(getattr(self, name) for name in _OPENING)
 
     def _open(self) -> tuple[Checkpoint, Scorer]:
-        # Settings may have changed since (set_parameter), so the open model is kept with the settings it was opened
-        # for.
+        # Settings may have changed since (set_parameter), so the open model is kept with the settings it was made with.
         if self._opened is None or self._opened[0] != self._opening():
             if isinstance(self.model, Checkpoint):
                 checkpoint = self.model

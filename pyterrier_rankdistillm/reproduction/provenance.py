@@ -12,11 +12,11 @@ PACKAGES = (
     "pyterrier-rankdistillm", "python-terrier", "ir-measures", "pytrec_eval-terrier", "scipy", "statsmodels", "torch",
     "transformers", "tokenizers", "ir_datasets", "pandas", "numpy",
 )  # fmt: skip
-"""Those that numbers depend on."""
+"""The packages that results depend on."""
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, and the GPUs that torch sees, where it is in use."""
+    """Processor, cores, and the GPUs that torch sees, if torch is in use."""
     found: dict[str, Any] = {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The paper's tables, run with ``pt.Experiment`` and measured against what was published."""
+"""Runs the paper's tables with ``pt.Experiment``, and compares the results with the published ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reproduce(
     folder: str | os.PathLike[str] | None = None,
     verbose: bool = False,
 ) -> Reproduction:
-    """Runs systems as a table of the paper did, and holds each cell against the published one.
+    """Evaluates systems as in a table of the paper, and compares each cell with the published one.
 
     ::
 
@@ -54,43 +54,43 @@ def reproduce(
         result = reproduce("trec-dl-2019", {"base": base}, first_stage="colbert.run.gz")
         result.table, result.comparison, result.to_html("report.html")
 
-    A cell is reproduced if it is within the tolerance of a published one (0.0005 for run files, 0.004 for models, which
-    were published from bf16-mixed runs) and number of topics, depth and first stage are the paper's. Which first stage
-    a run is shows in its own nDCG@10, which is checked before any system runs.
+    A cell is reproduced if it is within the tolerance of a published one, and number of topics, depth and first stage
+    are the paper's. The tolerance is 0.0005 for run files, and 0.004 for models, whose published values come from
+    bf16-mixed runs. A first stage is recognised by its own nDCG@10, which is checked before any system runs.
 
     Args:
         name: ``"trec-dl-2019"``, ``"trec-dl-2020"``, ``"trec-dl"`` (both years and their mean), ``"tirex"``,
             ``"ablation-loss"`` or ``"ablation-size"`` (queries x depth; both on TREC DL); or any other ir_datasets id
             or PyTerrier dataset, for which nothing was published.
         systems: Re-rankers by name, which get ``qid``, ``query``, ``docno``, ``text``, ``score`` and ``rank``; or
-            finished runs (files or frames) that were made over the same first stage. None: the first stage alone.
+            finished runs (files or frames) that were made over the same first stage. None: the first stage only.
         first_stage: A run (file or frame) or a retriever; or a mapping of first stages by name (``"bm25"``,
-            ``"colbertv2"``), or by task or corpus, or by name and then by task. In the name of a file ``{task}``
-            stands for the task, with dashes for slashes. ``"tira"`` (or ``"tira:task/team/software"``) asks TIRA.
-        measures: ir-measures' measures, as objects or names; nDCG@10 is always added. Binary ones without a relevance
+            ``"colbertv2"``), or by task or corpus, or by name and then by task. In a file name, ``{task}`` is replaced
+            by the task, with dashes instead of slashes. ``"tira"`` (or ``"tira:task/team/software"``) fetches TIRA's.
+        measures: Measures of ir-measures, as objects or names; nDCG@10 is always added. Binary ones without a relevance
             level of their own get the task's (2 on TREC DL).
         baseline: The system to test the others against, by paired t-test with Holm's correction over the systems of
             the call; default: the first system.
-        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which published cells
-            compare with; see ``pooling.pool``.
-        depth: Documents a topic, at most.
-        published: Which published row a system stands for, by the system's name; default: that of the model it was
-            loaded from, or of its own name. ``table(name).systems`` of ``tables.catalogue`` lists them.
+        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which alone is
+            comparable with published cells; see ``pooling.pool``.
+        depth: Largest number of documents per topic.
+        published: The published row that a system is compared with, by the system's name; default: that of the model it
+            was loaded from, or of its own name. ``table(name).systems`` of ``tables.catalogue`` lists them.
         topics: A frame, a file (qid, tab, query) or a dataset, or a mapping of those by task or corpus; default:
             ir_datasets'. Topics without judgements are left out.
         qrels: Likewise: a frame, a TREC file or a dataset.
         text: Likewise: a frame with ``docno`` and ``text``, a file (JSON lines), a dataset, or a text loader. Needed
-            for systems that are no runs.
-        condensed: Rank only the documents that ``text`` has. Such cells are marked as condensed lists, and compare with
-            nothing that was published.
-        folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call goes on where
-            an earlier one stopped. Needs pyarrow.
-        verbose: Say on stderr what is found, and show progress bars.
+            for systems that are not runs.
+        condensed: Rank only the documents that ``text`` has. Such cells are marked as condensed lists, and are not
+            comparable with published values.
+        folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call continues
+            where an earlier one stopped. Needs pyarrow.
+        verbose: Report results on stderr, and show progress bars.
 
     Raises:
-        ValueError: Arguments that contradict each other or themselves; all are named.
-        ReproductionError: Nothing could be run; the message says what to do for each task. Or a system drops, invents
-            or repeats documents, or gives scores that are no numbers.
+        ValueError: Arguments are invalid or contradict each other. The message names all of them.
+        ReproductionError: Nothing could be run; the message says what to do for each task. Or a system omits, repeats
+            or adds documents, or gives scores that are not numbers.
         FileExistsError: ``folder`` holds runs of other work.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -159,7 +159,7 @@ class _Reproducing:
     def _first_stage(
         self, stage: str, sources: Mapping[str, Any], taken: Mapping[str, Any]
     ) -> dict[str, tuple[list[Ranked], tuple[str, ...]]]:
-        """A first stage's documents by setting, and why its cells do not compare with the paper's."""
+        """A first stage's documents by setting, and why its cells are not comparable with the paper's."""
         candidates = [self.ranking.candidates(stage, task, sources.get(task.name)) for task in self.table.tasks]
         ranked = [found for found in candidates if found is not None]
         if self.pools_tasks:
@@ -168,20 +168,20 @@ class _Reproducing:
         settings = {}
         for r in ranked:
             name, problems = self._checked(stage, r.task.name, [r])
-            # A run that turns out to be one of the paper's goes under the paper's name, unless another one does.
+            # A run that is recognised as one of the paper's gets the paper's name, unless another one has it.
             known = f"{name}/{r.task.name}"
             settings[known if name and known not in taken else f"{stage}/{r.task.name}"] = ([r], problems)
         return settings
 
     def _checked(self, stage: str, place: str, ranked: list[Ranked]) -> tuple[str | None, tuple[str, ...]]:
-        """The paper's name of a first stage, and what keeps its cells from comparing with the paper's."""
+        """The paper's name for a first stage, and why its cells are not comparable with the paper's."""
         pooled = self._pool(place, ranked, {FIRST_STAGE: "found"})
         value = means(pooled, (MAIN,))[0]["value"]
         identified = identify(self.table, stage, place, value)
         problems = mismatches(
             first_stage=identified.problem,
             topics={r.task.name: r.topic_counts for r in ranked},
-            # Small corpora have fewer documents to find, so that there only what was asked for counts.
+            # Small corpora have fewer documents to find, so only the requested depth counts there.
             depths=[self.settings.depth if self.pools_tasks else r.usual_depth for r in ranked],
         )
         problems = problems if self.table.cells else ()
@@ -196,7 +196,7 @@ class _Reproducing:
         measures = with_relevance(settings.measures, ranked[0].task.relevant)
         found, kept = sum(len(r.found) for r in ranked), sum(len(r.kept) for r in ranked)
         part = self._part_of(setting, ranked)
-        if settings.condensed:  # the first stage as it is does not belong to the systems that are compared
+        if settings.condensed:  # the whole first stage is not one of the systems that are compared
             whole = self._pool(setting, ranked, {FIRST_STAGE: "found"})
             self._add(setting, ranked, whole, measures, None, (found, found))
             self._measure(setting, FIRST_STAGE, (*part, *problems))
@@ -213,7 +213,7 @@ class _Reproducing:
             self._add_tasks(ranked)
 
     def _pool(self, setting: str, ranked: list[Ranked], rows: Mapping[str, str]) -> Pool:
-        """Tasks pooled, with the runs of some rows: what was ``"found"``, what was ``"kept"`` of it, or ``"runs"``."""
+        """Pools tasks with the runs of some rows: the first stage's ``"found"`` or ``"kept"``, or the ``"runs"``."""
         parts = [
             r.part({row: r.runs[row] if which == "runs" else getattr(r, which) for row, which in rows.items()})
             for r in ranked
@@ -232,7 +232,7 @@ class _Reproducing:
         baseline: str | None,
         documents: tuple[int, int],
     ) -> None:
-        """Evaluates runs twice: means with their tests, and query by query."""
+        """Evaluates runs in two ways: means with their tests, and query by query."""
         counts = {"setting": setting, "documents": documents[0], "retrieved": documents[1]}
         self.cells += [{**counts, **cell} for cell in means(pooled, measures, baseline)]
         frame = by_query(pooled, measures)
@@ -242,14 +242,14 @@ class _Reproducing:
         self.per_query.append(frame)
 
     def _add_tasks(self, ranked: list[Ranked]) -> None:
-        """Task by task, each on its own topics."""
+        """Evaluates task by task, each on its own topics."""
         for r in ranked:
             alone = pool([r.part({self.settings.first_row: r.kept, **r.runs})], "corrected")
             measures = with_relevance(self.settings.measures, r.task.relevant)
             self.task_cells += [{"task": r.task.name, **cell} for cell in means(alone, measures)]
 
     def _measure(self, setting: str, system: str, problems: tuple[str, ...]) -> None:
-        """Notes a cell for the comparison."""
+        """Records a cell for the comparison."""
         cell = next(c for c in self.cells if (c["setting"], c["system"], c["measure"]) == (setting, system, str(MAIN)))
         self.measured.append(
             Measured(
@@ -264,12 +264,12 @@ class _Reproducing:
         )
 
     def _part_of(self, corpus: str, ranked: list[Ranked]) -> tuple[str, ...]:
-        """Whether all tasks of a corpus are there."""
+        """A reason if not all tasks of a corpus were run."""
         wanted = [task for task in self.table.tasks if task.corpus == corpus] if self.pools_tasks else ranked
         return () if len(ranked) == len(wanted) else (f"{len(ranked)} of {len(wanted)} tasks",)
 
     def _means(self, ran: Mapping[str, list[Ranked]]) -> None:
-        """Over the corpora, or the two years; over fewer they go under another name than the paper's."""
+        """Means over the corpora, or over the two years; those over fewer get another name than the paper's."""
         settings = list(ran)
         if self.pools_tasks and len(settings) > 1:
             corpora = {task.corpus for task in self.table.tasks}
@@ -345,7 +345,7 @@ class _Reproducing:
 
 
 def _queries(ranked: Sequence[Ranked], mode: Mode) -> dict[str, str]:
-    """What the topics of a pool ask."""
+    """The queries of the topics of a pool."""
     several = mode == "corrected" and len(ranked) > 1
     queries: dict[str, str] = {}
     for r in ranked:
@@ -356,7 +356,7 @@ def _queries(ranked: Sequence[Ranked], mode: Mode) -> dict[str, str]:
 
 
 def _table(name: str | pt.datasets.Dataset, topics: Any, qrels: Any, text: Any) -> tuple[Table, Any, Any, Any]:
-    """A table of the paper, or a dataset that is none, which then stands for what is not given beside it."""
+    """A table of the paper, or a table for another dataset, which then provides what is not given as an argument."""
     if isinstance(name, str):
         if name in TABLES:
             return table(name), topics, qrels, text

@@ -1,4 +1,4 @@
-"""Who ranks what: the first stage's documents for a task, and the systems' runs over them, kept as files."""
+"""The first stage's documents for a task, and the systems' runs over them, kept as files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .pooling import Part
 from .tasks import DataUnavailable
 
 _OTHERS = "documents that the first stage has not"
-_SHARD = 8  # topics that are lost at most when a run is interrupted
+_SHARD = 8  # the largest number of topics that are lost when a run is interrupted
 
 
 class ReproductionError(ValueError):
-    """Nothing could be run, or a system gave no ranking of what it was given."""
+    """Nothing could be run, or a system did not return a ranking of the documents that it was given."""
 
 
 @dataclass
@@ -33,15 +33,15 @@ class Ranked:
     """A first stage on a task, and the systems' runs over it.
 
     Args:
-        stage: What the user calls the first stage.
+        stage: The user's name for the first stage.
         task: The task.
         topics: Its judged topics.
-        all_topics: How many topics were given, judged or not.
+        all_topics: The number of topics that were given, judged or not.
         qrels: Its judgements.
         found: The first stage's run.
-        as_found: By what number a topic goes in the first stage's run file, where it is another than in the topics.
-        record: What all this was made from.
-        kept: The part of ``found`` that the systems rank: all of it, or where the texts are.
+        as_found: The number of a topic in the first stage's run file, by its qid, if the two differ.
+        record: The sources of all of this.
+        kept: The part of ``found`` that the systems rank: all of it or, for condensed lists, the documents with a text.
         runs: The systems' runs.
     """
 
@@ -62,23 +62,23 @@ class Ranked:
 
     @property
     def topic_counts(self) -> tuple[int, int]:
-        """How many topics there are, and how many there should be."""
+        """The actual and the expected number of topics."""
         wanted = self.task.topics
         whole = wanted in (0, len(self.topics), self.all_topics)
         return (wanted, wanted) if whole else (len(self.topics), wanted)
 
     @property
     def usual_depth(self) -> int:
-        """How many documents a topic usually has; some have fewer where the collection has no more."""
+        """The usual number of documents per topic; some topics have fewer if the collection has no more."""
         return int(self.found.groupby("qid").size().median())
 
     def others(self, system: str) -> int:
-        """How many documents a finished run ranks that are not the first stage's."""
+        """The number of documents of a finished run that are not the first stage's."""
         return int(self.record["systems"].get(system, {}).get(_OTHERS, 0))
 
 
 def left_out(not_run: Iterable[tuple[str, str, str]]) -> list[str]:
-    """What was not run, why, and what to do, in lines; tasks with one reason share a line."""
+    """What was not run, why, and what to do about it, as lines; tasks with the same reason share a line."""
     tasks: dict[tuple[str, str], list[str]] = {}
     for task, why, what_to_do in not_run:
         tasks.setdefault((why, what_to_do), []).append(task)
@@ -89,7 +89,7 @@ class Ranking:
     """Makes and collects the runs of one reproduction.
 
     Args:
-        settings: What was asked for.
+        settings: The arguments of ``reproduce``.
         folder: Where run files are made.
     """
 
@@ -101,7 +101,7 @@ class Ranking:
         self.made_with: dict[str, Any] = {}
 
     def candidates(self, stage: str, task: Task, source: Any) -> Ranked | None:
-        """A first stage's documents for a task; None, and noted, where they cannot be had."""
+        """A first stage's documents for a task; None, with a note, if they are not available."""
         settings = self.settings
         if source is None:
             self._leave_out(task, "No first stage was given for it.", f"Give one, by task or corpus. {task.what_to_do}")
@@ -126,7 +126,7 @@ class Ranking:
         return Ranked(stage, task, judged, len(topics), qrels, found, as_found, record, kept=found)
 
     def systems(self, ranked: Ranked) -> bool:
-        """Makes or reads the systems' runs; False, and noted, where texts cannot be had."""
+        """Makes or reads the systems' runs; False, with a note, if texts are not available."""
         with_text = ranked.found
         if self.settings.needs_text:
             try:
@@ -150,12 +150,12 @@ class Ranking:
         return True
 
     def nothing_ran(self) -> ReproductionError:
-        """Why, and what to do."""
+        """An error that says why nothing could be run, and what to do."""
         why = "\n".join(f"- {line}" for line in left_out(self.not_run))
         return ReproductionError(f"reproduce: nothing of {self.settings.table.name} could be run:\n{why}")
 
     def note(self, note: str | None) -> None:
-        """Notes what a reader of the numbers has to know, once."""
+        """Records, once, something that a reader of the numbers needs to know."""
         if note and note not in self.notes:
             self.notes.append(note)
 
@@ -195,7 +195,7 @@ class Ranking:
         topics: pd.DataFrame,
         path: Path,
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """A run in resumable, checked shards: what a teacher's run needs, a system's needs too."""
+        """Makes a system's run in resumable, checked shards, like a teacher's run."""
         settings = self.settings
         try:
             made = runs.make_teacher_run(

@@ -1,7 +1,7 @@
 """Queries, judgments and texts of any ir_datasets collection, as PyTerrier expects them: in ``query`` and ``text``.
 
-Collections have one field or many (title, narrative, abstract, ...). Which of them make up the text is said by
-ir_datasets itself, in ``default_text()``; Lightning IR reads the same, so models see what they were trained on.
+Collections have one field or many (title, narrative, abstract, ...). ``default_text()`` of ir_datasets decides which of
+them make up the text. Lightning IR reads the same fields, so models see what they were trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def load_topics(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pd.
     Args:
         dataset: An ir_datasets id (``"msmarco-passage/train"``), a PyTerrier dataset or its name with its provider
             (``"rankdistillm:demo"``).
-        fields: The fields to join with a space; default: what ``default_text()`` of the collection takes.
+        fields: The fields to join with a space; default: those of the collection's ``default_text()``.
 
     Returns:
         Columns ``qid`` and ``query``. ``frame.attrs`` records ``dataset`` and ``query_fields``, the fields used.
@@ -73,7 +73,7 @@ def load_qrels(dataset: Dataset) -> pd.DataFrame:
 
 
 def text_loader(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pt.Transformer:
-    """A transformer that adds ``text`` by ``docno``, to be put after a first stage.
+    """A transformer that adds ``text`` by ``docno``, to be used after a first stage.
 
     Args:
         dataset: As in ``load_topics``.
@@ -93,7 +93,7 @@ def text_loader(dataset: Dataset, *, fields: Sequence[str] | None = None) -> pt.
 class TextLoader(pt.Transformer):
     """Adds ``text`` to a frame with ``docno``, from an ir_datasets collection; made by ``text_loader``.
 
-    Each distinct document is fetched once a frame, and rows with the same document share its text in memory.
+    Each distinct document is fetched once per frame, and rows with the same document share its text in memory.
 
     Args:
         dataset: The collection's id.
@@ -112,7 +112,7 @@ class TextLoader(pt.Transformer):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that the texts are made of (for ``default_text()`` known once a text was loaded)."""
+        """The fields that the texts are made of (with ``default_text()``, known once a text has been loaded)."""
         return self._reader.used
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -129,7 +129,7 @@ class TextLoader(pt.Transformer):
         return _with_strings(inp, "text", docnos, texts, f"{self.dataset} has no document")
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
-        """Lets ``loader % k`` cut before it loads."""
+        """Lets ``loader % k`` apply the cutoff before it loads texts."""
         return pt.RankCutoff(k) >> self
 
     def __repr__(self) -> str:
@@ -175,7 +175,7 @@ def add_text(run: pd.DataFrame, text: pt.Transformer | Dataset) -> pd.DataFrame:
         ValueError: The loader gives no text, or not for every document.
     """
     loader = text if isinstance(text, pt.Transformer) else text_loader(text)
-    # Asked for each document once: loaders keep a copy a row.
+    # Each document is requested once, since loaders keep one copy per row.
     ids = Ids.of(run)
     asked = pd.DataFrame({"qid": "", "docno": ids.docnos})
     loaded = loader.transform(asked)
@@ -193,12 +193,12 @@ def _with_strings(
         raise KeyError(
             f"{complaint} {next(iter(missing))!r}; {len(missing)} are missing. Is it the right collection or split?"
         )
-    # Objects, not pandas' strings: rows with the same text then share it.
+    # Objects rather than pandas' strings, so that rows with the same text share it.
     return inp.assign(**{column: pd.Series([values[key] for key in keys], index=inp.index, dtype=object)})
 
 
 def _resolve(dataset: Dataset) -> Any:
-    """An ir_datasets collection where there is one behind the name or the object, else a PyTerrier dataset."""
+    """The ir_datasets collection behind the name or the object if there is one, else a PyTerrier dataset."""
     if isinstance(dataset, str):
         provider, separator, name = dataset.rpartition(":")
         if not separator or provider == "irds":
@@ -225,7 +225,7 @@ def _name(dataset: Dataset) -> str:
 
 
 class _FieldReader:
-    """Makes one text of a record, and notes the fields that it took."""
+    """Makes one text of a record, and records the fields that it used."""
 
     def __init__(self, record_type: type, fields: Sequence[str] | None, context: str) -> None:
         names = [name for name in cast(Any, record_type)._fields if name not in ("doc_id", "query_id")]
@@ -252,13 +252,13 @@ def _fields_asked(default_text: Any, record: Any) -> tuple[str, ...]:
     witness = _Witness(record)
     try:
         default_text(witness)
-    except TypeError:  # it does more with its record than to ask for fields
+    except TypeError:  # it does more with its record than read fields
         return ("default_text()",)
     return tuple(witness.__dict__["asked"])
 
 
 class _Witness:
-    """A record that notes which fields it is asked for."""
+    """A record that notes which of its fields are read."""
 
     def __init__(self, record: Any) -> None:
         self.__dict__.update(record=record, asked={})

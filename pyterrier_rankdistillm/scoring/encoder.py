@@ -165,7 +165,7 @@ class _Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-        self.recompute = False  # in training: whether layers are computed again for the gradient rather than kept in memory
+        self.recompute = False  # in training: compute layers again for the gradient rather than keep them in memory
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.layer[:-1]:

@@ -89,7 +89,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of ``model.safetensors`` or its shards, or else of ``pytorch_model.bin`` (without unpickling objects).
+    """The tensors of ``model.safetensors`` or its shards, else of ``pytorch_model.bin`` (without unpickling objects).
 
     Raises:
         CheckpointError: There are none, or they cannot be read.

@@ -60,7 +60,7 @@ def build_encoder(
     head = {name: tensor for name, tensor in weights.items() if name not in backbone}
     kind, names = _recognise_head(config, head, shape.hidden_size)
     if kind is None and new_head_seed is not None:
-        # What is there instead of a head (a pooler, a head for another task) makes way for the new one.
+        # A pooler, or a head for another task, is replaced by the new head.
         kind, head = "linear", {"linear.weight": _new_head(shape, new_head_seed)}
         weights = {name: tensor for name, tensor in weights.items() if name in backbone} | head
     if kind is None:

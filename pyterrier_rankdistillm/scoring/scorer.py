@@ -141,7 +141,7 @@ class Scorer:
         return [self.tokenizer.join(queries[query], docs[text]) for query, text in pairs]
 
     def _forward_within_memory(self, batch: list[Pair]) -> NDArray[np.float32] | None:
-        """The scores of a batch; None where memory ran out and the budget was lowered to half of the batch."""
+        """The scores of a batch; None if memory ran out and the batch size was halved."""
         longest = max(len(pair.ids) for pair in batch)
         try:
             return self._forward(batch)
