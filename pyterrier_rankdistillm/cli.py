@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    """The parser; that of ``command`` is complete, what is slow to find out about the others is left out."""
+    """The parser. It is complete for ``command``; slow parts of the other commands are left out."""
     parser = argparse.ArgumentParser(prog="rankdistillm", description="Re-rank passages with Rank-DistiLLM models.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser(
-        "demo", help="BM25 against BM25 >> MonoElectra on the collection in the package (offline)"
+        "demo", help="compare BM25 with BM25 >> MonoElectra on the collection in the package (offline)"
     )
     demo.add_argument("--model", default="rankdistillm:demo", help="hub id or folder (default: %(default)s)")
     demo.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
@@ -54,7 +54,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     rerank = commands.add_parser("rerank", help="re-rank a run file into a run file (TREC, Parquet or JSON lines; gz)")
     rerank.add_argument("run", type=Path, help="the first stage's run")
     rerank.add_argument(
-        "output", type=Path, help="the re-ranked run; its suffix is its format (.run.gz, .parquet, ...)"
+        "output", type=Path, help="the re-ranked run; its suffix decides the format (.run.gz, .parquet, ...)"
     )
     rerank.add_argument(
         "--dataset",
@@ -63,20 +63,20 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     rerank.add_argument("--model", default="webis/monoelectra-base", help="hub id or folder (default: %(default)s)")
     rerank.add_argument("--revision", help="commit, tag or branch on the hub (default: its main branch)")
-    rerank.add_argument("--depth", type=int, default=100, help="documents a query (default: %(default)s)")
+    rerank.add_argument("--depth", type=int, default=100, help="documents per query (default: %(default)s)")
     rerank.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
     rerank.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: %(default)s)")
-    rerank.add_argument("--batch-tokens", type=int, help="tokens encoded together (default: 512 on the CPU, 32768)")
+    rerank.add_argument("--batch-tokens", type=int, help="tokens per batch (default: 512 on the CPU, else 32768)")
     rerank.add_argument("--query-length", type=int, help="tokens read of a query (default: the checkpoint's)")
     rerank.add_argument("--doc-length", type=int, help="tokens read of a text (default: the checkpoint's)")
     rerank.add_argument("--engine", choices=["local", "ray"], default="local",
-                        help="this process, or Ray Data: many GPUs, cores or machines; goes on where it was stopped "
+                        help="this process, or Ray Data (many GPUs, cores or machines; can be stopped and resumed) "
                         "(default: %(default)s)")  # fmt: skip
     scale = rerank.add_argument_group("with --engine ray")
-    scale.add_argument("--num-workers", type=int, help="actors that score (default: one a GPU, else one a machine)")
-    scale.add_argument("--address", help="of a running Ray (default: the one that runs here, else one is started)")
+    scale.add_argument("--num-workers", type=int, help="actors that score (default: one per GPU, else one per machine)")
+    scale.add_argument("--address", help="address of a running Ray (default: the one here, else one is started)")
     scale.add_argument(
-        "--dry-run", action="store_true", help="only say what it would take: pairs, tokens, hours, memory"
+        "--dry-run", action="store_true", help="only estimate what it would take: pairs, tokens, hours, memory"
     )
     rerank.set_defaults(action=_rerank)
 
@@ -106,7 +106,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     reproduce = commands.add_parser(
         "reproduce",
-        help="a table of the paper, measured against published; the exit status says whether it agrees (0) or not (3)",
+        help="run a table of the paper and compare it with the published one; exit status 0 if they agree, 3 if not",
     )
     reproduce.add_argument("table", help="trec-dl-2019, trec-dl-2020, trec-dl, tirex, ablation-loss, ablation-size")
     reproduce.add_argument("--first-stage", action="append", required=True, metavar="[NAME=]RUN",
@@ -114,16 +114,16 @@ def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     reproduce.add_argument("--system", action="append", default=[], metavar="NAME=MODEL",
                            help="hub id (hub-id@revision), folder or run file; may be repeated")  # fmt: skip
     reproduce.add_argument("--published", action="append", default=[], metavar="NAME=ROW",
-                           help="the published row that a system stands for (default: that of its model)")  # fmt: skip
-    reproduce.add_argument("--measure", action="append", default=[], help="besides nDCG@10; may be repeated")
+                           help="the published row to compare a system with (default: that of its model)")  # fmt: skip
+    reproduce.add_argument("--measure", action="append", default=[], help="in addition to nDCG@10; may be repeated")
     reproduce.add_argument("--baseline", help="the system to test against (default: the first)")
     reproduce.add_argument("--mode", choices=["corrected", "as_published"], default="corrected",
                            help="how the tasks of a TIREx corpus are pooled (default: %(default)s)")  # fmt: skip
-    reproduce.add_argument("--depth", type=int, default=100, help="documents a topic (default: %(default)s)")
+    reproduce.add_argument("--depth", type=int, default=100, help="documents per topic (default: %(default)s)")
     for name, what in (("topics", "qid, tab, query"), ("qrels", "TREC"), ("text", "JSON lines of docno and text")):
         reproduce.add_argument(f"--{name}", help=f"file ({what}) or dataset (default: the table's, by ir_datasets)")
-    reproduce.add_argument("--condensed", action="store_true", help="rank only documents that --text has; says so")
-    reproduce.add_argument("--folder", type=Path, help="keep runs and results here, and go on where a call stopped")
+    reproduce.add_argument("--condensed", action="store_true", help="rank only documents that --text has; marks cells")
+    reproduce.add_argument("--folder", type=Path, help="keep runs and results here, and continue where a call stopped")
     reproduce.add_argument("--html", type=Path, help="write the report here")
     reproduce.add_argument("--format", choices=["text", "markdown", "latex"], default="text", help="what is printed")
     reproduce.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
@@ -132,13 +132,13 @@ def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """One option a setting, from ``Settings`` itself."""
+    """One option per setting, from ``Settings`` itself."""
     import dataclasses
 
     from .training.settings import Settings, descriptions, parsed
 
     told = descriptions()
-    group = parser.add_argument_group("settings", "what differs from the recipe")
+    group = parser.add_argument_group("settings", "settings that differ from the recipe")
     for field in dataclasses.fields(Settings):
         name, text = f"--{field.name.replace('_', '-')}", told[field.name].replace("%", "%%")
         if isinstance(field.default, bool):
@@ -237,7 +237,7 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _named(argument: str) -> tuple[str, str]:
-    """The two sides of NAME=VALUE; the name is empty where there is none."""
+    """The two sides of NAME=VALUE; the name is empty if there is none."""
     name, separator, value = argument.partition("=")
     return (name, value) if separator else ("", argument)
 

@@ -32,7 +32,7 @@ _COLUMNS = ["qid", "docno", "score", "rank"]
 
 
 class TeacherError(ValueError):
-    """A teacher (or first stage) that gives no ranking of what it was given; the message names queries."""
+    """A teacher (or first stage) did not rank the documents that it was given; the message names queries."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TeacherRun:
 
     Args:
         path: The run file.
-        record: What it was made with; also in ``{path}.json``.
+        record: How it was made; also in ``{path}.json``.
     """
 
     path: Path
@@ -69,25 +69,25 @@ def make_teacher_run(
 ) -> TeacherRun:
     """Lets a teacher re-rank a first stage, and writes its run.
 
-    The work is done in shards of queries, kept in ``{output}.shards``. Whenever it stops, the same call goes on after
-    the last finished shard, and the file is the same, byte for byte, as without the stop (given a teacher whose ranking
-    follows from its input and the random seeds; those of ``random``, numpy and torch are set for every shard).
-    Afterwards the record ``{output}.json`` lies beside the run and the shards are deleted. A call that finds run and
-    record of the same work returns them.
+    The work is done in shards of queries, kept in ``{output}.shards``. If it stops, the same call continues after the
+    last finished shard, and the file is byte for byte the same as without the interruption (if the teacher's ranking
+    depends only on its input and the random seeds; those of ``random``, numpy and torch are set for every shard). At
+    the end, the record ``{output}.json`` is written beside the run, and the shards are deleted. If run and record of
+    the same work exist already, they are returned.
 
     Args:
-        teacher: A re-ranker; it gets what the first stage gives, cut to ``depth``.
-        first_stage: Finds the candidates, with text where the teacher reads it (``bm25 >> dataset.text_loader()``);
+        teacher: A re-ranker; it gets the first stage's results, cut to ``depth``.
+        first_stage: Finds the candidates, with text if the teacher reads it (``bm25 >> dataset.text_loader()``);
             or a run of them as a frame.
         topics: Columns ``qid`` (strings) and ``query``.
-        output: Run file to write; the suffix says the format, as in ``runs.write``.
-        depth: Documents a query that the teacher gets, at most.
-        shard_size: Queries a shard: what is lost at most, and what the teacher can batch over.
-        seed: Of the random number generators.
-        model: The teacher's model, for the record, where the teacher's own settings do not say it.
+        output: Run file to write; the suffix decides the format, as in ``runs.write``.
+        depth: Largest number of documents per query that the teacher gets.
+        shard_size: Number of queries per shard: the most that can be lost, and that the teacher can batch over.
+        seed: Seed of the random number generators.
+        model: The teacher's model, for the record, if the teacher's own settings do not state it.
         revision: The model's revision, for the record.
-        settings: Anything else for the record, as JSON values. A change of it, as of any argument but ``verbose``,
-            makes it other work.
+        settings: Anything else for the record, as JSON values. If it changes, or any other argument except ``verbose``,
+            the work counts as other work.
         on_fault: What to do with a query whose ranking lacks, invents or repeats documents, has a score that is no
             number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
         verbose: Show a progress bar.
@@ -99,8 +99,8 @@ def make_teacher_run(
 
     Raises:
         TeacherError: A faulty ranking; the shards finished so far stay.
-        ShardError: ``{output}.shards`` is of other work.
-        FileExistsError: ``output`` is of other work.
+        ShardError: ``{output}.shards`` belongs to other work.
+        FileExistsError: ``output`` belongs to other work.
     """
     _check(topics, depth, shard_size, on_fault)
     path = Path(output).expanduser().absolute()
@@ -141,7 +141,7 @@ def make_teacher_run(
 def _rank(
     teacher: pt.Transformer, first_stage: pt.Transformer, topics: pd.DataFrame, depth: int, on_fault: OnFault
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The teacher's rankings for some topics, in their order, and what is to be noted."""
+    """The teacher's rankings for some topics, in their order, and notes for the record."""
     given = _candidates(first_stage.transform(topics), topics, depth)
     found = _docnos(given)
     empty = [qid for qid in topics["qid"] if qid not in found]

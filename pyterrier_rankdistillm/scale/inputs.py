@@ -77,13 +77,13 @@ def run_file_of(run: Run, folder: Path) -> Path:
 
 
 def rankings_of(file: Path, folder: Path) -> Rankings:
-    """A run file, mapped; the mapped form lies beside it, or in ``folder`` where that cannot be written to."""
+    """A run file, mapped; the mapped form is kept beside it, or in ``folder`` if that is not writable."""
     beside = os.access(file.parent, os.W_OK)
     return Rankings.from_file(file, folder=None if beside else folder)
 
 
 def text_of(text: Text, folder: Path) -> pt.Transformer | Dataset:
-    """Where texts come from, as workers open it; already opened once, since what is wrong is told here.
+    """The source of texts, in a form that workers can open; it is opened here once, so that errors are raised early.
 
     Raises:
         KeyError: There is no such dataset.
@@ -101,7 +101,7 @@ def text_of(text: Text, folder: Path) -> pt.Transformer | Dataset:
 
 
 def named(text: pt.Transformer | Dataset) -> Any:
-    """What texts are known by in the record."""
+    """The name of the texts in the record."""
     if isinstance(text, ParquetText):
         return {"parquet": text.source.name, "bytes": text.source.stat().st_size}
     return describe(text) if isinstance(text, pt.Transformer) else str(text)

@@ -1,4 +1,4 @@
-"""From what users have (frames, run files, published runs, teachers) to what is trained on, checked beforehand."""
+"""Turns what users have (frames, run files, published runs, teachers) into checked training data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Teacher = pt.Transformer | pd.DataFrame | Run
 
 
 class TrainingDataError(ValueError):
-    """Data that cannot be trained on; the message lists all that is wrong, with counts and examples."""
+    """Data that cannot be trained on; the message lists all problems, with counts and examples."""
 
 
 @dataclass
@@ -53,10 +53,10 @@ class Report:
             self.unusable.setdefault(reason, []).extend(qids)
 
     def settle(self, queries: int, on_unusable: str) -> dict[str, int]:
-        """Raises what is wrong.
+        """Raises an error that lists everything that is wrong.
 
         Args:
-            queries: How many queries there are in all.
+            queries: The total number of queries.
             on_unusable: Whether unusable queries are an error.
 
         Returns:
@@ -363,7 +363,7 @@ def _relevance(
 
 
 class _Obtainable:
-    """Labels, without those of relevant documents whose text cannot be had."""
+    """Labels, without those of relevant documents that have no text."""
 
     def __init__(self, relevance: Mapping[str, Mapping[str, int]], texts: Texts) -> None:
         self._relevance = relevance
