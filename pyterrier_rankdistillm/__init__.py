@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from .errors import (
+    CheckpointError,
+    DownloadError,
+    RankDistillmError,
+    RankingError,
+    ReproductionError,
+    RunFileError,
+    ShardError,
+    TrainingDataError,
+    WorkerError,
+)
+
 if TYPE_CHECKING:
-    from .reproduction.reproduce import reproduce
-    from .reproduction.result import Reproduction
+    from . import reproduction, runs, scale, training
+    from .reproduction import Reproduction, reproduce
     from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
-    from .scale.rerank import rerank_dataset
+    from .scale import rerank_dataset
     from .scoring.checkpoint import Checkpoint
-    from .scoring.files import CheckpointError
-    from .training.estimators import Distillation, FineTuning
+    from .training import Distillation, FineTuning
 
 __version__ = version("pyterrier-rankdistillm")
 
@@ -21,35 +32,49 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Distillation",
+    "DownloadError",
     "FineTuning",
     "MonoElectra",
     "MonoElectraReRanker",
+    "RankDistillmError",
+    "RankingError",
     "Reproduction",
+    "ReproductionError",
+    "RunFileError",
+    "ShardError",
+    "TrainingDataError",
     "TruncationWarning",
+    "WorkerError",
     "reproduce",
+    "reproduction",
     "rerank_dataset",
+    "runs",
+    "scale",
+    "training",
 ]
 
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
 _HOME = {
     "Checkpoint": ".scoring.checkpoint",
-    "CheckpointError": ".scoring.files",
-    "Distillation": ".training.estimators",
-    "FineTuning": ".training.estimators",
+    "Distillation": ".training",
+    "FineTuning": ".training",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
-    "Reproduction": ".reproduction.result",
+    "Reproduction": ".reproduction",
     "TruncationWarning": ".reranker",
-    "reproduce": ".reproduction.reproduce",
-    "rerank_dataset": ".scale.rerank",
+    "reproduce": ".reproduction",
+    "rerank_dataset": ".scale",
 }
+_ROOMS = ("reproduction", "runs", "scale", "training")
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__version__"]

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .extras import require
 
 if TYPE_CHECKING:
     from .reranker import MonoElectra
 
-# Repeated here, so that --help does not import torch; a test compares.
+# What the commands need is imported in them, so that --help and errors in options come without torch being loaded.
+# Repeated here for the same reason; a test compares.
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -198,11 +200,10 @@ def _rerank_on_ray(args: argparse.Namespace, reranker: MonoElectra, dataset: str
 
 def _reproduce(args: argparse.Namespace) -> int:
     from .reproduction import reproduce
-    from .reproduction.report import needs
     from .reranker import MonoElectra
 
     if args.html is not None:
-        needs("jinja2", "--html")  # before the work, not after it
+        require("jinja2", "--html")  # before the work, not after it
     stages = [_named(stage) for stage in args.first_stage]
     if len(stages) > 1 and not all(name for name, _ in stages):
         raise ValueError("--first-stage must have names (NAME=RUN) where it is repeated.")

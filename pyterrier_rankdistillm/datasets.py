@@ -20,11 +20,11 @@ class RankDistillmProvider(pt.datasets.DatasetProvider):
             KeyError: There is no such dataset.
         """
         if name == "demo":
-            from .demo import DemoDataset
+            from .demo import DemoDataset  # PyTerrier imports this file whenever any dataset is asked for
 
             return DemoDataset()
         if name in PUBLISHED:
-            from .runs.published import PublishedDataset
+            from .runs import PublishedDataset
 
             return PublishedDataset(name)
         raise KeyError(f"rankdistillm:{name} is unknown; there are: {', '.join(self.list_dataset_names())}.")

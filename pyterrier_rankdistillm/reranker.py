@@ -16,8 +16,10 @@ import pyterrier as pt
 import torch
 from numpy.typing import NDArray
 
+from .checks import is_whole, whole
+from .errors import CheckpointError
 from .scoring.checkpoint import Checkpoint
-from .scoring.files import CheckpointError, locate, looks_like_path
+from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
 
 Activation = Literal["sigmoid"]
@@ -96,9 +98,9 @@ class MonoElectraReRanker(pt.Transformer):
         self.local_files_only = local_files_only
         self.device = device
         self.dtype: Precision = dtype
-        self.batch_tokens = batch_tokens
-        self.query_length = query_length
-        self.doc_length = doc_length
+        self.batch_tokens = whole(batch_tokens)
+        self.query_length = whole(query_length)
+        self.doc_length = whole(doc_length)
         self.text_field = text_field
         self.activation = activation
         self.verbose = verbose
@@ -117,7 +119,7 @@ class MonoElectraReRanker(pt.Transformer):
             and a default index.
         """
         self._check_settings()  # again: set_parameter changes them unchecked
-        self._check_columns(inp)
+        self.check_columns(inp)
         if inp.empty:
             return ranked(inp, np.empty(0, dtype=np.float32))
         self._check_ids(inp)
@@ -169,7 +171,7 @@ class MonoElectraReRanker(pt.Transformer):
         Returns:
             The address of the commit.
         """
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi  # slow to load, and only needed to upload
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
@@ -219,8 +221,7 @@ class MonoElectraReRanker(pt.Transformer):
         require("activation", self.activation in (None, *activations), f"None or one of {', '.join(activations)}")
         for name in ("batch_tokens", "query_length", "doc_length"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            require(name, value is None or (whole and value >= 1), "None or a number of tokens, at least 1")
+            require(name, value is None or is_whole(value, least=1), "None or a number of tokens, at least 1")
         require("text_field", isinstance(self.text_field, str) and self.text_field != "", "the name of a column")
         require("model", self.model != "", "a hub id, a folder, or an open Checkpoint")
         if isinstance(self.model, Checkpoint):
@@ -231,7 +232,13 @@ class MonoElectraReRanker(pt.Transformer):
             except CheckpointError as error:
                 raise CheckpointError(f"{type(self).__name__}: {error}") from None
 
-    def _check_columns(self, inp: pd.DataFrame) -> None:
+    def check_columns(self, inp: pd.DataFrame) -> None:
+        """Whether a frame has what ``transform`` needs.
+
+        Raises:
+            pt.validate.InputValidationError: It lacks a column.
+            ValueError: It has one twice.
+        """
         needed = ["qid", "query", "docno", self.text_field]
         try:
             pt.validate.columns(inp, includes=needed, context=self)

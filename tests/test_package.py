@@ -100,12 +100,17 @@ def test_scoring_needs_neither_data_frames_nor_pyterrier() -> None:
 )
 def test_scoring_imports_nothing_of_ours_but_itself(file: Path) -> None:
     names = imported(file)
+    names -= {f"{PACKAGE.name}.{floor}" for floor in GROUND}
     assert not {name for name in names if name.split(".")[0] in ("pandas", "pyterrier", "transformers", "ir_datasets")}
     ours = {name for name in names if name.split(".")[0] == PACKAGE.name}
     assert {name for name in ours if not name.startswith(f"{PACKAGE.name}.scoring")} == set()
 
 
+GROUND = ("checks", "errors", "extras")
+"""Files that anything may import, and that import nothing of ours."""
+
 ROOMS = {
+    **dict.fromkeys(GROUND, ()),
     "scoring": (),
     "reranker": ("scoring",),
     "runs": ("reranker", "scoring"),
@@ -130,7 +135,24 @@ def test_arrows_point_one_way(file: Path) -> None:
         return
     ours = {tuple(name.split(".")[1:]) for name in imported(file) if name.startswith(f"{PACKAGE.name}.")}
     rooms = {room_of(parts) for parts in ours if parts[0] in ROOMS}
-    assert rooms - {room} <= set(ROOMS[room])
+    assert rooms - {room} <= {*ROOMS[room], *(() if room in GROUND else GROUND)}
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_private_modules_are_not_imported_from_another_room(file: Path) -> None:
+    room = room_of(file.relative_to(PACKAGE).parts)
+    ours = [name.split(".")[1:] for name in imported(file) if name.startswith(f"{PACKAGE.name}.")]
+    private = [".".join(parts) for parts in ours if any(part[0] == "_" != part[1] for part in parts)]
+    assert [name for name in private if name.split(".")[0] != room] == []
+
+
+def test_no_two_files_or_public_classes_have_one_name() -> None:
+    """``__init__.py`` aside; the command line and the package's own modules are found by their names."""
+    files = [file.name for file in SOURCES if file.name != "__init__.py"]
+    assert sorted(name for name in set(files) if files.count(name) > 1) == []
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in SOURCES]
+    classes = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert {name for name in classes if classes.count(name) > 1} == set()
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -81,7 +81,7 @@ def _first_stage(dataset: DemoDataset, folder: Path) -> tuple[pt.Transformer, st
     if find_spec("pyterrier_pisa") is None:
         run = pt.Transformer.from_df(dataset.get_results())
         return run >> dataset.text_loader(), "the run that ships with it (a live index: pip install pyterrier-pisa)"
-    from pyterrier_pisa import PisaIndex
+    from pyterrier_pisa import PisaIndex  # an optional package
 
     with _silenced():
         index = PisaIndex(str(folder / "demo.pisa"), text_field="text")

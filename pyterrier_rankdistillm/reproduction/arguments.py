@@ -14,6 +14,8 @@ import pandas as pd
 import pyterrier as pt
 from ir_measures import Measure
 
+from ..checks import is_whole, whole
+from ..extras import missing
 from .catalogue import DEPTH, FIRST_STAGE, Table
 from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
 from .pooling import Mode
@@ -24,8 +26,8 @@ CONDENSED = "first stage, condensed"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The arguments of ``reproduce``; see there for their meaning.
+class Arguments:
+    """The arguments of ``reproduce``, which says what they mean.
 
     Raises:
         ValueError: Arguments are invalid or contradict each other. The message names all of them.
@@ -46,6 +48,7 @@ class Settings:
     verbose: bool
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "depth", whole(self.depth))
         problems = [*self._problems_of_systems(), *self._problems_of_the_rest()]
         if problems:
             raise ValueError("\n".join(f"reproduce: {problem}" for problem in problems))
@@ -96,7 +99,7 @@ class Settings:
             yield f"baseline must be one of {', '.join(map(str, rows))}, got {self.baseline!r}."
         if self.mode not in get_args(Mode):
             yield f"mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}."
-        if not isinstance(self.depth, int) or isinstance(self.depth, bool) or not 1 <= self.depth <= DEPTH:
+        if not is_whole(self.depth, least=1) or self.depth > DEPTH:
             yield f"depth must be from 1 to {DEPTH}, got {self.depth!r}."
         for name, row in self.published.items():
             if name not in self.systems:
@@ -107,7 +110,7 @@ class Settings:
         if self.condensed and self.text is None:
             yield "condensed=True ranks only the documents that text has, but text is None. Give a frame or a file."
         if self.folder is not None and importlib.util.find_spec("pyarrow") is None:
-            yield "folder needs pyarrow, which is not installed: pip install 'pyterrier-rankdistillm[report]'."
+            yield str(missing("pyarrow", "folder"))
 
 
 def _may_be_read(path: str | os.PathLike[str]) -> bool:

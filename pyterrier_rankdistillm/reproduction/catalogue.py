@@ -78,13 +78,13 @@ class Table:
         name: Its name in ``reproduce``.
         tasks: Its tasks.
         cells: Its published cells.
-        settings: Whether a setting is a first stage on a task, or a corpus whose tasks are pooled.
+        by: Whether a setting is a first stage on a task, or a corpus whose tasks are pooled.
     """
 
     name: str
     tasks: tuple[Task, ...]
     cells: tuple[Cell, ...] = ()
-    settings: Literal["first stage/task", "corpus"] = "first stage/task"
+    by: Literal["first stage/task", "corpus"] = "first stage/task"
 
     @property
     def systems(self) -> list[str]:

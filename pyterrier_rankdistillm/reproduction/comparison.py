@@ -1,4 +1,4 @@
-"""Compares measured cells with published ones: which are reproduced, differ, or are not comparable, and why."""
+"""MeasuredCell cells beside published ones: what was reproduced, what differs, and what does not compare, and why."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MARKS = ("significant", "paper significant")
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCell:
     """A measured nDCG@10, to be compared.
 
     Args:
@@ -72,8 +72,8 @@ def identify(table: Table, name: str, place: str, value: float) -> Identified:
     known: dict[str, float] = {}
     for cell in table.cells:
         stage, _, task = cell.setting.rpartition("/")
-        if cell.system == FIRST_STAGE and place == (task if table.settings != "corpus" else cell.setting):
-            known["BM25" if table.settings == "corpus" else stage] = cell.value
+        if cell.system == FIRST_STAGE and place == (task if table.by != "corpus" else cell.setting):
+            known["BM25" if table.by == "corpus" else stage] = cell.value
     if not known:
         return Identified(None)
     candidates = {name: known[name]} if name in known else known
@@ -104,8 +104,8 @@ def mismatches(
     return tuple(found)
 
 
-def compare(table: Table, measured: Sequence[Measured], *, not_compared: str | None = None) -> pd.DataFrame:
-    """All cells, measured or published: first stages come first, and cells that were not run last.
+def compare(table: Table, measured: Sequence[MeasuredCell], *, not_compared: str | None = None) -> pd.DataFrame:
+    """All cells, measured or published: first stages first, what was not run last.
 
     Args:
         table: The published cells.
@@ -147,7 +147,7 @@ def within(difference: float, tolerance: float) -> bool:
     return abs(difference) <= tolerance + 1e-9
 
 
-def _status(cell: Measured, differences: Mapping[str, float], not_compared: str | None) -> tuple[str, str]:
+def _status(cell: MeasuredCell, differences: Mapping[str, float], not_compared: str | None) -> tuple[str, str]:
     if cell.published_as is None:
         return NOT_PUBLISHED, "; ".join(cell.mismatches)
     if not_compared and (differences or cell.mismatches):

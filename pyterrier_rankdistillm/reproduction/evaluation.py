@@ -42,8 +42,8 @@ def with_relevance(measures: Sequence[Measure], relevant: int) -> tuple[Measure,
     )
 
 
-def means(pooled: Pool, measures: Sequence[Measure], baseline: str | None = None) -> list[dict[str, Any]]:
-    """Means over the topics, and tests against a baseline if there is something to test.
+def evaluate(pooled: Pool, measures: Sequence[Measure], baseline: str | None = None) -> list[dict[str, Any]]:
+    """Means over the topics, and tests against a baseline where there is something to test.
 
     Returns:
         One record per system and measure: ``system``, ``measure``, ``value``, ``topics``, ``better``, ``worse``,
@@ -91,7 +91,7 @@ def _experiment(pooled: Pool, measures: Sequence[Measure], **options: Any) -> pd
 
 def _paired_t_test(values: Any, baseline: Any) -> tuple[float, float]:
     """Like scipy's, but p is 1 if systems differ on no topic: NaN (0 / 0) would become significant by correction."""
-    from scipy import stats  # type: ignore[import-untyped]
+    from scipy import stats  # type: ignore[import-untyped]  # slow to load, and only needed for tests
 
     if np.array_equal(values, baseline) or len(values) < 2:
         return 0.0, 1.0

@@ -6,11 +6,12 @@ import html
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module, resources
+from importlib import resources
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
+from ..extras import require
 from .arguments import CONDENSED
 from .catalogue import FIRST_STAGE
 from .comparison import NOT_PUBLISHED, NOT_RUN
@@ -212,7 +213,7 @@ def fragment(result: Reproduction) -> str:
 
 def page(result: Reproduction) -> str:
     """One self-contained HTML page."""
-    jinja2 = needs("jinja2", "The page")
+    jinja2 = require("jinja2", "The page")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -241,7 +242,7 @@ def page(result: Reproduction) -> str:
 
 def plot(result: Reproduction) -> Figure:
     """One panel per setting: dots for measured values, open diamonds for published ones."""
-    needs("matplotlib", "The plot")
+    require("matplotlib", "The plot")
     from matplotlib.figure import Figure
 
     drawn = list(panels(result))
@@ -391,11 +392,3 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
         shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         return [] if value is None or shown == "" else [(name, shown)]
     return [line for key, item in items for line in _flat(item, key)]
-
-
-def needs(package: str, what: str) -> Any:
-    """Imports an optional package, or says how to install it."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ImportError(f"{what} needs {package}: pip install 'pyterrier-rankdistillm[report]'.") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..runs.atomic import replacing
+from . import report
 from .comparison import DIFFERS, NOT_COMPARABLE, REPRODUCED
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class Reproduction:
         cells: One row per setting, system and measure: ``value``, ``topics``, ``documents`` (ranked), ``retrieved``
             (by the first stage), ``better`` and ``worse`` (topics, compared with the baseline), ``p_value``,
             ``p_value_corrected`` (Holm, over the systems of the call) and ``significant``.
-        comparison: Measured and published cells; see ``comparison.compare``.
-        per_query: One row per setting, system, topic and measure: ``setting``, ``system``, ``qid``, ``query``,
+        comparison: MeasuredCell beside published; see ``comparison.compare``.
+        per_query: One row a setting, system, topic and measure: ``setting``, ``system``, ``qid``, ``query``,
             ``measure``, ``value``.
         tasks: Like ``cells``, task by task, if a setting pools several tasks; else empty.
         not_run: ``task``, ``why`` and ``what to do`` for everything that could not be run.
@@ -55,15 +56,13 @@ class Reproduction:
     @property
     def table(self) -> pd.DataFrame:
         """Systems by settings; if there are several measures, columns also name the measure."""
-        from .report import row_names
-
         cells = self.cells
         columns = cells["setting"] if len(self.measures) == 1 else cells["setting"] + " " + cells["measure"]
         wide = cells.assign(column=columns).pivot_table(
             index="system", columns="column", values="value", sort=False, aggfunc="first"
         )
         wide = wide.reindex(index=cells["system"].unique(), columns=columns.unique())
-        return wide.rename(index=row_names(cells)).rename_axis(columns=None)
+        return wide.rename(index=report.row_names(cells)).rename_axis(columns=None)
 
     @property
     def agrees(self) -> bool | None:
@@ -75,15 +74,11 @@ class Reproduction:
 
     def to_markdown(self) -> str:
         """The table (best bold, second italic, * for significance), the comparison and the notes."""
-        from .report import markdown
-
-        return markdown(self)
+        return report.markdown(self)
 
     def to_latex(self) -> str:
         """The table for a paper: booktabs, best bold, second underlined, * for significance."""
-        from .report import latex
-
-        return latex(self)
+        return report.latex(self)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """One self-contained page: table, comparison, differences by query, plot, and provenance.
@@ -94,9 +89,7 @@ class Reproduction:
         Raises:
             ImportError: jinja2 or matplotlib is missing.
         """
-        from .report import page
-
-        text = page(self)
+        text = report.page(self)
         if path is not None:
             with replacing(Path(path).expanduser().absolute()) as scratch:
                 scratch.write_text(text, encoding="utf-8")
@@ -108,9 +101,7 @@ class Reproduction:
         Raises:
             ImportError: matplotlib is missing.
         """
-        from .report import plot
-
-        return plot(self)
+        return report.plot(self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes ``result.json`` and ``per_query.parquet``, from which ``Reproduction.open`` restores the result."""
@@ -142,17 +133,13 @@ class Reproduction:
         )
 
     def __str__(self) -> str:
-        from .report import text
-
-        return text(self)
+        return report.text(self)
 
     def __repr__(self) -> str:
         return f"Reproduction({self.name!r}, agrees={self.agrees})"
 
     def _repr_html_(self) -> str:
-        from .report import fragment
-
-        return fragment(self)
+        return report.fragment(self)
 
 
 _FRAMES = ("cells", "comparison", "tasks", "not_run")

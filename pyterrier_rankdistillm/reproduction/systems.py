@@ -12,10 +12,12 @@ import pandas as pd
 import pyterrier as pt
 
 from .. import runs
+from ..errors import ReproductionError
 from ..reranker import MonoElectraReRanker
+from ..runs.making import Roles, make_run
 from ..runs.records import frame_digest
 from . import tasks as task_data
-from .arguments import Settings, file_name
+from .arguments import Arguments, file_name
 from .catalogue import FIRST_STAGE, Task
 from .pooling import Part
 from .tasks import DataUnavailable
@@ -24,12 +26,8 @@ _OTHERS = "documents that the first stage has not"
 _SHARD = 8  # the largest number of topics that are lost when a run is interrupted
 
 
-class ReproductionError(ValueError):
-    """Nothing could be run, or a system did not return a ranking of the documents that it was given."""
-
-
 @dataclass
-class Ranked:
+class TaskRuns:
     """A first stage on a task, and the systems' runs over it.
 
     Args:
@@ -85,30 +83,30 @@ def left_out(not_run: Iterable[tuple[str, str, str]]) -> list[str]:
     return [f"{', '.join(names)}: not run. {why} {what_to_do}" for (why, what_to_do), names in tasks.items()]
 
 
-class Ranking:
-    """Makes and collects the runs of one reproduction.
+class Systems:
+    """Makes and collects the runs of one reproduction: first stages' and systems'.
 
     Args:
-        settings: The arguments of ``reproduce``.
+        arguments: What was asked for.
         folder: Where run files are made.
     """
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self.settings = settings
+    def __init__(self, arguments: Arguments, folder: Path) -> None:
+        self.arguments = arguments
         self.folder = folder
         self.notes: list[str] = []
         self.not_run: dict[tuple[str, str, str], None] = {}
         self.made_with: dict[str, Any] = {}
 
-    def candidates(self, stage: str, task: Task, source: Any) -> Ranked | None:
+    def first_stage(self, stage: str, task: Task, source: Any) -> TaskRuns | None:
         """A first stage's documents for a task; None, with a note, if they are not available."""
-        settings = self.settings
+        arguments = self.arguments
         if source is None:
             self._leave_out(task, "No first stage was given for it.", f"Give one, by task or corpus. {task.what_to_do}")
             return None
         try:
-            topics = task_data.load_topics(task_data.of_task(settings.topics, task), task)
-            qrels = task_data.load_qrels(task_data.of_task(settings.qrels, task), task)
+            topics = task_data.load_topics(task_data.of_task(arguments.topics, task), task)
+            qrels = task_data.load_qrels(task_data.of_task(arguments.qrels, task), task)
             judged = topics[topics["qid"].isin(qrels["qid"])].reset_index(drop=True)
             if judged.empty:
                 raise ValueError(
@@ -121,21 +119,21 @@ class Ranking:
         record = {
             "first stage": stage, "task": task.name, "topics": len(judged), "topics md5": frame_digest(judged),
             "query fields": list(topics.attrs.get("query_fields", ("query",))), "qrels md5": frame_digest(qrels),
-            "first stage's run": origin, "depth": settings.depth, "documents": len(found), "systems": {},
+            "first stage's run": origin, "depth": arguments.depth, "documents": len(found), "systems": {},
         }  # fmt: skip
-        return Ranked(stage, task, judged, len(topics), qrels, found, as_found, record, kept=found)
+        return TaskRuns(stage, task, judged, len(topics), qrels, found, as_found, record, kept=found)
 
-    def systems(self, ranked: Ranked) -> bool:
+    def rank(self, ranked: TaskRuns) -> bool:
         """Makes or reads the systems' runs; False, with a note, if texts are not available."""
         with_text = ranked.found
-        if self.settings.needs_text:
+        if self.arguments.needs_text:
             try:
                 with_text = self._with_text(ranked)
             except DataUnavailable as error:
                 self._leave_out(ranked.task, str(error), ranked.task.what_to_do)
                 return False
         ranked.kept = with_text.drop(columns="text", errors="ignore")
-        for name, system in self.settings.systems.items():
+        for name, system in self.arguments.systems.items():
             path = self._path(ranked.stage, ranked.task, name)
             if isinstance(system, pt.Transformer):
                 run, record = self._make(name, system, with_text, ranked.topics, path)
@@ -152,7 +150,7 @@ class Ranking:
     def nothing_ran(self) -> ReproductionError:
         """An error that says why nothing could be run, and what to do."""
         why = "\n".join(f"- {line}" for line in left_out(self.not_run))
-        return ReproductionError(f"reproduce: nothing of {self.settings.table.name} could be run:\n{why}")
+        return ReproductionError(f"reproduce: nothing of {self.arguments.table.name} could be run:\n{why}")
 
     def note(self, note: str | None) -> None:
         """Records, once, something that a reader of the numbers needs to know."""
@@ -169,17 +167,17 @@ class Ranking:
         loaded = task_data.load_run(source, task)
         self.note(loaded.note)
         found, as_found = task_data.matching_numbers(loaded.frame, topics, task)
-        found = found[found["qid"].isin(judged["qid"]) & (found["rank"] < self.settings.depth)].reset_index(drop=True)
+        found = found[found["qid"].isin(judged["qid"]) & (found["rank"] < self.arguments.depth)].reset_index(drop=True)
         if found.empty:
             raise DataUnavailable(f"The first stage has none of its {len(judged)} judged topics.")
         self._keep(found, path)
         return found, as_found, loaded.origin
 
-    def _with_text(self, ranked: Ranked) -> pd.DataFrame:
+    def _with_text(self, ranked: TaskRuns) -> pd.DataFrame:
         task = ranked.task
-        with_text, fields = task_data.add_text(ranked.found, task_data.of_task(self.settings.text, task), task)
+        with_text, fields = task_data.add_text(ranked.found, task_data.of_task(self.arguments.text, task), task)
         there, wanted = len(with_text), len(ranked.found)
-        if there == 0 or (there < wanted and not self.settings.condensed):
+        if there == 0 or (there < wanted and not self.arguments.condensed):
             raise ReproductionError(
                 f"reproduce: text must have the {wanted} documents to be ranked for {task.name}, got {there} of them. "
                 f"Give all texts, or rank those that are there with condensed=True."
@@ -196,22 +194,26 @@ class Ranking:
         path: Path,
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Makes a system's run in resumable, checked shards, like a teacher's run."""
-        settings = self.settings
-        try:
-            made = runs.make_teacher_run(
-                system, first_stage, topics, path, depth=settings.depth, shard_size=_SHARD, verbose=settings.verbose
-            )
-        except runs.TeacherError as error:
-            what = str(error).removeprefix("make_teacher_run: ")
-            raise ReproductionError(f"reproduce: {name!r} cannot be evaluated: {what}") from error
+        arguments = self.arguments
+        roles = Roles(
+            "reproduce",
+            repr(name),
+            f"{name!r} cannot be evaluated: its ranking",
+            "Systems re-rank what the first stage found: give the re-ranker alone, not a pipeline that retrieves.",
+            ReproductionError,
+        )
+        made = make_run(
+            system, first_stage, topics, path, roles=roles, depth=arguments.depth, shard_size=_SHARD,
+            verbose=arguments.verbose,
+        )  # fmt: skip
         return made.read(), made.record
 
-    def _finished(self, name: str, system: Any, ranked: Ranked) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def _finished(self, name: str, system: Any, ranked: TaskRuns) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A run that was made elsewhere, of the documents that the other systems rank."""
         loaded = task_data.load_run(system, ranked.task)
         self.note(loaded.note)
         run, _ = task_data.matching_numbers(loaded.frame, ranked.topics, ranked.task)
-        run = run[run["qid"].isin(ranked.topics["qid"]) & (run["rank"] < self.settings.depth)]
+        run = run[run["qid"].isin(ranked.topics["qid"]) & (run["rank"] < self.arguments.depth)]
         pairs, found, kept = (
             pd.MultiIndex.from_frame(frame[["qid", "docno"]]) for frame in (run, ranked.found, ranked.kept)
         )
@@ -221,14 +223,14 @@ class Ranking:
                 f"reproduce: the run of {name!r} must rank documents of the first stage on {ranked.task.name}, got "
                 f"none of them. Is it a run of these topics?"
             )
-        if self.settings.condensed:
+        if self.arguments.condensed:
             run = run[pairs.isin(kept)]
         run = run.reset_index(drop=True)
         return run, {**loaded.origin, "rows": len(run), _OTHERS: others}
 
     def _keep(self, run: pd.DataFrame, path: Path) -> None:
         """Saves a run that was made elsewhere beside those that are made here."""
-        if self.settings.folder is None:
+        if self.arguments.folder is None:
             return
         if not path.exists():
             runs.write(run, path)

@@ -16,6 +16,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .. import runs
+from ..extras import require
 from ..runs.download import md5_of
 from ..runs.ranks import Ids, check_columns, first_fault, positions
 from ..runs.records import frame_digest
@@ -89,7 +90,7 @@ def first_stages(given: Any, table: Table) -> dict[str, dict[str, Any]]:
                 f"reproduce: first stage {name!r} is given for {odd[0]!r}, which is no task of {table.name}. The tasks "
                 f"are: {', '.join(task.name for task in table.tasks)}."
             )
-    if table.settings == "corpus" and len(named) > 1:
+    if table.by == "corpus" and len(named) > 1:
         raise ValueError(f"reproduce: {table.name} takes one first stage at a time, got {', '.join(named)}.")
     return {
         name: {task.name: sources.get(task.name, sources.get(task.corpus)) for task in table.tasks}
@@ -238,14 +239,9 @@ def _checked(run: pd.DataFrame, origin: dict[str, Any]) -> LoadedRun:
 def _from_tira(approach: str, task: Task) -> Path:
     if not task.tira:
         raise DataUnavailable("TIRA has no run of it, since it is no task of TIREx.")
-    try:
-        from tira.rest_api_client import Client
-    except ImportError as error:
-        raise ImportError(
-            "first_stage='tira' needs the tira client: pip install tira. Or give files, such as 'runs/{task}.run.gz'."
-        ) from error
+    client = require("tira.rest_api_client", "first_stage='tira' (files, such as 'runs/{task}.run.gz', do not)").Client
     with _available(f"run of {approach}"):
-        return Path(Client().get_run_output(approach, task.tira)) / "run.txt"
+        return Path(client().get_run_output(approach, task.tira)) / "run.txt"
 
 
 def _texts(given: Text | None) -> pd.DataFrame | None:

@@ -1,20 +1,26 @@
 """Rankings on disk and on the net: run files, published runs, teachers' runs, score caches."""
 
+from ..errors import DownloadError, RankingError, RunFileError, ShardError
 from .cache import ScoreCache
-from .files import RunFileError, check_target, dataset_of, read, read_parts, write, writer
+from .files import check_target, dataset_of, read, read_parts, write, writer
 from .frames import deduplicate, merge, subsample
-from .making import TeacherError, TeacherRun, make_teacher_run
-from .published import fetch, preflight, register, verify
+from .making import MadeRun, make_teacher_run
+from .parquet_text import ParquetText
+from .published import PublishedDataset, fetch, preflight, register, verify
 from .rankings import Ranking, Rankings
 from .text import TextLoader, add_queries, add_text, documents, load_qrels, load_topics, text_loader
 
 __all__ = [
+    "DownloadError",
+    "MadeRun",
+    "ParquetText",
+    "PublishedDataset",
     "Ranking",
+    "RankingError",
     "Rankings",
     "RunFileError",
     "ScoreCache",
-    "TeacherError",
-    "TeacherRun",
+    "ShardError",
     "TextLoader",
     "add_queries",
     "add_text",

@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import pyterrier as pt
 
+from ..extras import require
+from .atomic import write_json
 from .records import model_identity
-from .shards import write_json
 
 if TYPE_CHECKING:
     from ..reranker import MonoElectraReRanker
@@ -46,7 +46,7 @@ class ScoreCache(pt.Transformer):
     schematic: ClassVar[dict[str, str | None]] = {"label": "ScoreCache", "help_url": None}
 
     def __init__(self, reranker: MonoElectraReRanker, folder: str | os.PathLike[str]) -> None:
-        from ..reranker import MonoElectraReRanker
+        from ..reranker import MonoElectraReRanker  # loads torch, which reading and writing runs does without
 
         if not isinstance(reranker, MonoElectraReRanker):
             raise TypeError(
@@ -65,7 +65,7 @@ class ScoreCache(pt.Transformer):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Gives the re-ranker's result."""
-        from ..reranker import ranked
+        from ..reranker import ranked  # as above
 
         text = self.reranker.text_field
         needed = ["qid", "query", "docno", text]
@@ -135,7 +135,4 @@ def _digest(text: str) -> str:
 
 
 def _caching() -> Any:
-    try:
-        return import_module("pyterrier_caching")
-    except ImportError as error:
-        raise ImportError("ScoreCache needs pyterrier-caching: pip install 'pyterrier-rankdistillm[cache]'.") from error
+    return require("pyterrier_caching", "ScoreCache")

@@ -19,12 +19,10 @@ from typing import Any, cast
 import pyterrier as pt
 from huggingface_hub import utils
 
+from ..errors import DownloadError
+
 _CHUNK = 1 << 20
 _USER_AGENT = "pyterrier-rankdistillm"
-
-
-class DownloadError(OSError):
-    """The file could not be downloaded from any source; the message says why for each of them."""
 
 
 class _SourceError(Exception):

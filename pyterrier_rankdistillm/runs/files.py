@@ -22,12 +22,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
 
+import ir_datasets
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from ..errors import RunFileError
+from ..extras import require
 from .atomic import replacing
+from .frames import deduplicate
 from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
+from .text import add_queries, add_text
 
 Format = Literal["trec", "parquet", "jsonl"]
 Source = str | os.PathLike[str] | IO[bytes] | IO[str]
@@ -47,10 +52,6 @@ _BLOCK = 8 << 20  # bytes of a text file that are parsed together
 _BATCH = 100_000  # rows of a Parquet file that are parsed together
 _BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
 _NO_ROWS = "{} has no rows. Check that it was copied or written completely."
-
-
-class RunFileError(ValueError):
-    """A run file that cannot be read; the message names file and line."""
 
 
 def read(
@@ -94,12 +95,8 @@ def read(
         run = pd.concat(itertools.chain([first], pieces), ignore_index=True)
         run = _checked(run, where, repeated=duplicates == "error")
     if duplicates == "drop":
-        from .frames import deduplicate
-
         run = deduplicate(run)
     if dataset is not None:
-        from .text import add_queries, add_text
-
         run = add_text(add_queries(run, dataset), dataset)
     return run
 
@@ -199,8 +196,6 @@ def dataset_of(path: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: The name does not have that form, or fits no dataset or more than one.
     """
-    import ir_datasets
-
     name = Path(path).name
     stem = name.removesuffix(".gz")
     stem = stem.removesuffix(Path(stem).suffix) if Path(stem).suffix in (*_SUFFIXES, ".json", ".csv") else stem
@@ -501,7 +496,7 @@ def _record_fault(line: str) -> str | None:
 
 
 def _parquet_pieces(stream: Any, name: str) -> Iterator[pd.DataFrame]:
-    pa, pq = _pyarrow(f"{name} is a Parquet file")
+    pa, pq = _pyarrow(f"{name}, a Parquet file,")
     if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which is slow in gz files
         stream = pa.BufferReader(stream.read())
     try:
@@ -548,12 +543,7 @@ def _from_arrow(pa: Any, batch: Any, names: dict[str, str], name: str) -> pd.Dat
 
 
 def _pyarrow(why: str) -> tuple[Any, Any]:
-    try:
-        return import_module("pyarrow"), import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ImportError(
-            f"{why}, which needs pyarrow: pip install 'pyterrier-rankdistillm[parquet]'. TREC and JSON lines do not."
-        ) from error
+    return require("pyarrow", why), require("pyarrow.parquet", why)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -569,7 +559,7 @@ def check_target(path: Path, chosen: Format | None = None) -> Format:
             f"give a format."
         )
     if found == "parquet":
-        _pyarrow("A Parquet file was asked for")
+        _pyarrow("Writing Parquet (TREC and JSON lines do not)")
     return found
 
 
@@ -669,7 +659,7 @@ def _jsonl_sink(stream: Any, tag: str, separator: str) -> Iterator[Append]:
 @contextmanager
 def _parquet_sink(stream: Any, tag: str, separator: str) -> Iterator[Append]:
     del tag, separator
-    pa, pq = _pyarrow("A Parquet file was asked for")
+    pa, pq = _pyarrow("Writing Parquet (TREC and JSON lines do not)")
     with ExitStack() as stack:
         parquet: Any = None
 

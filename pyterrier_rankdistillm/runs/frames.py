@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from ..checks import is_whole
 from .ranks import Ids, check_columns, positions
 
 
@@ -42,7 +43,7 @@ def subsample(
         ValueError: There are fewer queries than asked for, or no ranking has ``depth`` documents.
     """
     for name, value in (("queries", queries), ("depth", depth)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value is not None and not is_whole(value, least=1):
             raise ValueError(f"subsample: {name} must be None or at least 1, got {value!r}.")
     if first_stage is not None and depth is None:
         raise ValueError("subsample: first_stage says what depth counts, but depth is None. Give a depth.")

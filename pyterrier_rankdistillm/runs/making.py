@@ -1,4 +1,4 @@
-"""A teacher's run: any re-ranker over any first stage, in shards, so that days of work survive a crash."""
+"""Making a run: any re-ranker over any first stage, in shards, so that days of work survive a crash."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from ..checks import is_whole, whole
+from ..errors import RankingError
 from .files import check_target, read
 from .ranks import Ids, first_fault, order_disagrees, positions
 from .records import describe, frame_digest, versions
@@ -24,19 +26,38 @@ from .shards import Shards, completed, folder_of
 
 OnFault = Literal["error", "skip"]
 
-_PACKAGES = (
-    "pyterrier-rankdistillm", "python-terrier", "pyterrier-generative", "torch", "transformers", "tokenizers", "vllm",
-    "openai", "ir_datasets", "pandas", "numpy",
-)  # fmt: skip
 _COLUMNS = ["qid", "docno", "score", "rank"]
 
 
-class TeacherError(ValueError):
-    """A teacher (or first stage) did not rank the documents that it was given; the message names queries."""
+@dataclass(frozen=True)
+class Roles:
+    """What messages call the parts of the work: in the words of the function that the user called.
+
+    Args:
+        caller: That function.
+        reranker: Such as ``"the teacher"``.
+        ranking: Such as ``"the teacher's ranking"``.
+        remedy: What to do about a faulty ranking.
+        error: What a faulty ranking is.
+    """
+
+    caller: str
+    reranker: str
+    ranking: str
+    remedy: str
+    error: type[ValueError] = RankingError
+
+
+_TEACHER = Roles(
+    "make_teacher_run",
+    "the teacher",
+    "the teacher's ranking",
+    "Mend the teacher and call again (finished shards are kept), or leave such queries out with on_fault='skip'.",
+)
 
 
 @dataclass(frozen=True)
-class TeacherRun:
+class MadeRun:
     """A finished run.
 
     Args:
@@ -66,7 +87,7 @@ def make_teacher_run(
     settings: Mapping[str, Any] | None = None,
     on_fault: OnFault = "error",
     verbose: bool = True,
-) -> TeacherRun:
+) -> MadeRun:
     """Lets a teacher re-rank a first stage, and writes its run.
 
     The work is done in shards of queries, kept in ``{output}.shards``. If it stops, the same call continues after the
@@ -98,26 +119,66 @@ def make_teacher_run(
         and the run's ``md5``.
 
     Raises:
-        TeacherError: A faulty ranking; the shards finished so far stay.
+        RankingError: A faulty ranking; the shards finished so far stay.
         ShardError: ``{output}.shards`` belongs to other work.
         FileExistsError: ``output`` belongs to other work.
     """
     _check(topics, depth, shard_size, on_fault)
+    about = _as_json({"model": model, "revision": revision, "settings": dict(settings or {})})
+    return make_run(
+        teacher, first_stage, topics, output, roles=_TEACHER, depth=depth, shard_size=shard_size, seed=seed,
+        about=about, on_fault=on_fault, verbose=verbose,
+    )  # fmt: skip
+
+
+def make_run(
+    reranker: pt.Transformer,
+    first_stage: pt.Transformer | pd.DataFrame,
+    topics: pd.DataFrame,
+    output: str | os.PathLike[str],
+    *,
+    roles: Roles,
+    depth: int,
+    shard_size: int = 32,
+    seed: int = 42,
+    about: Mapping[str, Any] | None = None,
+    on_fault: OnFault = "error",
+    verbose: bool = True,
+) -> MadeRun:
+    """A run of any re-ranker: a teacher, a system, or (with the identity as the re-ranker) a first stage.
+
+    Args:
+        reranker: What ranks; it gets what the first stage gives, cut to ``depth``.
+        first_stage: As for ``make_teacher_run``.
+        topics: As for ``make_teacher_run``; checked by then.
+        output: As for ``make_teacher_run``.
+        roles: What messages call things.
+        depth: Documents per query, at most.
+        shard_size: Queries per shard.
+        seed: Of the random number generators.
+        about: More that the run depends on, for its record, as JSON values.
+        on_fault: As for ``make_teacher_run``.
+        verbose: Whether to show a progress bar.
+
+    Raises:
+        RankingError, ShardError, FileExistsError: As ``make_teacher_run``.
+    """
+    depth, shard_size, seed = whole(depth), whole(shard_size), whole(seed)
     path = Path(output).expanduser().absolute()
     if isinstance(first_stage, pd.DataFrame):
         first_stage = pt.Transformer.from_df(first_stage)
-    work = _as_json({
-        "teacher": describe(teacher), "model": model, "revision": revision, "first_stage": describe(first_stage),
+    work = {
+        "teacher": describe(reranker), "first_stage": describe(first_stage),
         "topics": frame_digest(topics[["qid", "query"]]), "depth": depth, "shard_size": shard_size, "seed": seed,
-        "on_fault": on_fault, "settings": dict(settings or {}),
-    })  # fmt: skip
+        "on_fault": on_fault, **(about or {}),
+    }  # fmt: skip
     done = completed(path, work)
     if done is not None:
-        return TeacherRun(path, done)
+        return MadeRun(path, done)
     check_target(path)  # before days of work
     shards = Shards(folder_of(path), topics["qid"].tolist(), size=shard_size, settings=work)
     by_qid = topics.set_index("qid", drop=False)
-    made_with = versions(_PACKAGES)
+    made_with = versions()
     bar = pt.tqdm(total=len(topics), unit=" queries", desc="Ranking", disable=not verbose)
     with bar:
         pending = shards.pending()
@@ -126,7 +187,7 @@ def make_teacher_run(
             started = time.monotonic()
             _seed(seed + shard.index)
             asked = by_qid.loc[list(shard.qids)].reset_index(drop=True)
-            run, notes = _rank(teacher, first_stage, asked, depth, on_fault)
+            run, notes = _rank(reranker, first_stage, asked, depth, on_fault, roles)
             notes |= {"versions": made_with, "seconds": round(time.monotonic() - started, 3)}
             shards.save(shard, run, notes)
             bar.update(len(shard.qids))
@@ -135,26 +196,30 @@ def make_teacher_run(
         "without_documents": [qid for notes in noted for qid in notes["without_documents"]],
         "faults": {qid: what for notes in noted for qid, what in notes["faults"].items()},
     }
-    return TeacherRun(path, shards.complete(path, {**work, **found}))
+    return MadeRun(path, shards.complete(path, {**work, **found}))
 
 
 def _rank(
-    teacher: pt.Transformer, first_stage: pt.Transformer, topics: pd.DataFrame, depth: int, on_fault: OnFault
+    reranker: pt.Transformer,
+    first_stage: pt.Transformer,
+    topics: pd.DataFrame,
+    depth: int,
+    on_fault: OnFault,
+    roles: Roles,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The teacher's rankings for some topics, in their order, and notes for the record."""
-    given = _candidates(first_stage.transform(topics), topics, depth)
+    """The re-ranker's rankings for some topics, in their order, and what is to be noted."""
+    given = _candidates(first_stage.transform(topics), topics, depth, roles)
     found = _docnos(given)
     empty = [qid for qid in topics["qid"] if qid not in found]
     if not found:
         return pd.DataFrame(columns=_COLUMNS), {"without_documents": empty, "faults": {}}
-    ranked = teacher.transform(given)
-    faults = _faults(found, ranked)
+    ranked = reranker.transform(given)
+    faults = _faults(found, ranked, roles)
     if faults and on_fault == "error":
         shown = "; ".join(f"qid {qid!r}: {', '.join(what)}" for qid, what in list(faults.items())[:3])
-        raise TeacherError(
-            f"make_teacher_run: the teacher's ranking is faulty for {len(faults)} of {len(found)} queries: {shown}. "
-            f"Mend the teacher and call again (finished shards are kept), or leave such queries out with "
-            f"on_fault='skip'."
+        raise roles.error(
+            f"{roles.caller}: {roles.ranking} is faulty for {len(faults)} of {len(found)} queries: {shown}. "
+            f"{roles.remedy}"
         )
     ranked = ranked[ranked["qid"].isin([qid for qid in found if qid not in faults])].reset_index(drop=True)
     ranked = ranked.assign(score=ranked["score"].astype(np.float64))
@@ -164,29 +229,27 @@ def _rank(
     return ranked[_COLUMNS].iloc[order].reset_index(drop=True), {"without_documents": empty, "faults": faults}
 
 
-def _candidates(found: pd.DataFrame, topics: pd.DataFrame, depth: int) -> pd.DataFrame:
+def _candidates(found: pd.DataFrame, topics: pd.DataFrame, depth: int, roles: Roles) -> pd.DataFrame:
     missing = [column for column in ("qid", "docno", "score") if column not in found.columns]
     if missing:
-        raise TeacherError(
-            f"make_teacher_run: the first stage gives no column {', '.join(missing)}. Is it a retriever?"
-        )
+        raise roles.error(f"{roles.caller}: the first stage gives no column {', '.join(missing)}. Is it a retriever?")
     found = found[found["qid"].isin(topics["qid"])].reset_index(drop=True)
     ids = Ids.of(found)
     fault = first_fault(found, ids)
     if fault is not None:
-        raise TeacherError(f"make_teacher_run: the first stage's run is faulty: {fault.what}.")
+        raise roles.error(f"{roles.caller}: the first stage's run is faulty: {fault.what}.")
     found = found.assign(rank=positions(found, ids))
     return found[found["rank"] < depth + pt.model.FIRST_RANK].reset_index(drop=True)
 
 
-def _faults(given: Mapping[str, list[str]], ranked: pd.DataFrame) -> dict[str, list[str]]:
-    """What is wrong with a teacher's rankings, by query."""
+def _faults(given: Mapping[str, list[str]], ranked: pd.DataFrame, roles: Roles) -> dict[str, list[str]]:
+    """What is wrong with a re-ranker's rankings, by query."""
     missing = [column for column in ("qid", "docno", "score") if column not in ranked.columns]
     if missing:
-        raise TeacherError(f"make_teacher_run: the teacher gives no column {', '.join(missing)}. Is it a re-ranker?")
+        raise roles.error(f"{roles.caller}: {roles.reranker} gives no column {', '.join(missing)}. Is it a re-ranker?")
     if not pd.api.types.is_numeric_dtype(ranked["score"]):
-        raise TeacherError(
-            f"make_teacher_run: the teacher's scores must be numbers, got dtype {ranked['score'].dtype}."
+        raise roles.error(
+            f"{roles.caller}: the scores of {roles.reranker} must be numbers, got dtype {ranked['score'].dtype}."
         )
     returned = _docnos(ranked)
     odd_scores = set(ranked["qid"][~np.isfinite(ranked["score"].to_numpy(dtype=np.float64))])
@@ -227,8 +290,7 @@ def _check(topics: pd.DataFrame, depth: int, shard_size: int, on_fault: str) -> 
 
     require(on_fault in ("error", "skip"), f"on_fault must be 'error' or 'skip', got {on_fault!r}.")
     for name, value in (("depth", depth), ("shard_size", shard_size)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(whole and value >= 1, f"{name} must be at least 1, got {value!r}.")
+        require(is_whole(value, least=1), f"{name} must be at least 1, got {value!r}.")
     missing = [column for column in ("qid", "query") if column not in topics.columns]
     require(not missing, f"topics must have the columns qid and query, got no {', '.join(missing)}.")
     require(len(topics) > 0, "topics must not be empty.")

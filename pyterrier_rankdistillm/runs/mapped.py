@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..extras import require
 from .atomic import replacing
 
 _LAYOUT = "1"
@@ -104,13 +104,8 @@ def arrow() -> tuple[Any, Any]:
     Raises:
         ImportError: They are not installed.
     """
-    try:
-        return import_module("pyarrow"), import_module("pyarrow.ipc")
-    except ImportError as error:
-        raise ImportError(
-            "Mapping a file into memory needs pyarrow: pip install 'pyterrier-rankdistillm[parquet]'. Frames are held "
-            "in memory without it."
-        ) from error
+    what = "Mapping a file into memory (frames are held in memory without it)"
+    return require("pyarrow", what), require("pyarrow.ipc", what)
 
 
 def _identity(path: Path) -> str:

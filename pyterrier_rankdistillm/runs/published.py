@@ -18,7 +18,8 @@ import pyterrier as pt
 from ir_datasets.datasets.base import Dataset as IrDataset
 from ir_datasets.formats import BaseScoredDocs, GenericScoredDoc
 
-from .download import DownloadError, download, md5_of, remote_size
+from ..errors import DownloadError
+from .download import download, md5_of, remote_size
 from .files import read
 from .text import add_queries, load_topics
 

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -56,7 +56,7 @@ def describe(transformer: pt.Transformer) -> dict[str, Any]:
 
 
 def _described(value: Any, depth: int) -> Any:
-    from ..reranker import MonoElectraReRanker
+    from ..reranker import MonoElectraReRanker  # loads torch, which reading and writing runs does without
 
     if isinstance(value, MonoElectraReRanker):
         return {"class": _class_name(value), **model_identity(value)}
@@ -100,10 +100,18 @@ def _json(value: Any, depth: int) -> Any:
     return {"class": _class_name(value), **_names_of_model(value)}
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of Python and of those packages that are installed."""
+PACKAGES = (
+    "pyterrier-rankdistillm", "python-terrier", "pyterrier", "pyterrier-caching", "pyterrier-generative", "torch",
+    "transformers", "tokenizers", "accelerate", "vllm", "openai", "ray", "ir_datasets", "ir-measures",
+    "pytrec_eval-terrier", "scipy", "statsmodels", "pandas", "numpy",
+)  # fmt: skip
+"""Packages that numbers depend on."""
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of those of ``PACKAGES`` that are installed."""
     found = {"python": platform.python_version()}
-    for package in packages:
+    for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
@@ -151,3 +159,33 @@ def weights_digest(checkpoint: Checkpoint) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(memoryview(tensor.detach().cpu().contiguous().numpy()).cast("B"))
     return digest.hexdigest()
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, and the GPUs that torch sees, where it is in use."""
+    found: dict[str, Any] = {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, as ``name: old, new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys((*old, *new))
+        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    return [] if old == new else [f"{name}: {_short(old)}, now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

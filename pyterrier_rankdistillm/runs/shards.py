@@ -17,15 +17,13 @@ from typing import Any
 
 import pandas as pd
 
-from .atomic import replacing
+from ..errors import ShardError
+from .atomic import write_json
 from .download import md5_of
 from .files import TAG, read, write, writer
+from .records import differences
 
 _VERSION = 1
-
-
-class ShardError(ValueError):
-    """A shard folder that belongs to other work, or is unfinished or damaged."""
 
 
 @dataclass(frozen=True)
@@ -234,20 +232,6 @@ def completed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     return record
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Writes JSON atomically."""
-    with replacing(file) as scratch:
-        scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, as ``name: old, new``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys((*old, *new))
-        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-    return [] if old == new else [f"{name}: {_short(old)}, now {_short(new)}"]
-
-
 def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
@@ -259,8 +243,3 @@ def _check_same(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             f"{file.parent} holds unfinished work of another kind: {'; '.join(changed)}. Use the old settings to "
             f"continue it, or delete the folder to start anew."
         )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, cast
 
+import ir_datasets
 import pandas as pd
 import pyterrier as pt
 
@@ -202,8 +203,6 @@ def _resolve(dataset: Dataset) -> Any:
     if isinstance(dataset, str):
         provider, separator, name = dataset.rpartition(":")
         if not separator or provider == "irds":
-            import ir_datasets
-
             try:
                 return ir_datasets.load(name)
             except KeyError:

@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
+
+from ..extras import require
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere; Ray Data reads this whenever it starts
@@ -138,11 +139,8 @@ def import_ray() -> Any:
     Raises:
         ImportError: One of them is not installed.
     """
-    try:
-        ray = import_module("ray")
-        import_module("ray.data")
-    except ImportError as error:
-        raise ImportError("rerank_dataset needs Ray Data: pip install 'pyterrier-rankdistillm[scale]'.") from error
+    ray = require("ray", "rerank_dataset")
+    require("ray.data", "rerank_dataset")
     return ray
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..checks import is_whole
 from ..runs.shards import Shard
 from .cluster import connected
 from .inputs import Model, Run, Text, Topics
@@ -126,7 +128,7 @@ def estimate_rerank(
     Raises:
         ValueError: As for ``rerank_dataset``; or ``sample`` is less than 1.
     """
-    if not isinstance(sample, int) or isinstance(sample, bool) or sample < 1:
+    if not is_whole(sample, least=1):
         raise ValueError(f"estimate_rerank: sample must be at least 1 query, got {sample!r}.")
     path = Path(output).expanduser().absolute()
     with connected(address), planned(run, model, path, text, topics, depth, None, num_workers) as plan:
@@ -174,6 +176,4 @@ def _peak() -> float:
 
 
 def _gpu_peak() -> float:
-    import torch
-
     return float(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0.0

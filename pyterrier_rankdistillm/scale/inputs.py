@@ -18,7 +18,7 @@ from ..runs.rankings import Rankings
 from ..runs.records import describe
 from ..runs.text import Dataset, add_queries, text_loader
 from ..scoring.checkpoint import Checkpoint
-from ..scoring.files import DEMO, looks_like_path
+from ..scoring.folders import DEMO, looks_like_path
 from .cluster import import_ray, silence
 
 Run = Any

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..checks import is_whole, whole
 from ..runs.download import md5_of
 from ..runs.files import check_target
 from ..runs.records import frame_digest, model_identity
@@ -76,9 +77,9 @@ def planned(
         ValueError: An argument is out of range.
     """
     for name, value in (("depth", depth), ("shard_size", shard_size), ("num_workers", num_workers)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
+        if value is not None and not is_whole(value, least=1):
             raise ValueError(f"rerank_dataset: {name} must be None or at least 1, got {value!r}.")
+    depth, shard_size, num_workers = whole(depth), whole(shard_size), whole(num_workers)
     check_target(path)  # before days of work
     folder = folder_of(path)
     try:

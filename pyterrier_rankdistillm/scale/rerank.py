@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyterrier as pt
 
-from ..runs.making import TeacherRun
+from ..runs.making import MadeRun
 from ..runs.shards import ShardFolder, Shards, completed, folder_of
 from .cluster import connected
 from .inputs import Model, Run, Text, Topics
@@ -34,7 +34,7 @@ def rerank_dataset(
     num_workers: int | None = None,
     address: str | None = None,
     verbose: bool = True,
-) -> TeacherRun:
+) -> MadeRun:
     """Re-ranks a run of any size on Ray Data, on every GPU or core of one machine or many.
 
     ::
@@ -84,7 +84,7 @@ def rerank_dataset(
     with connected(address), planned(run, model, path, text, topics, depth, shard_size, num_workers) as plan:
         done = completed(path, plan.settings)
         if done is not None:
-            return TeacherRun(path, done)
+            return MadeRun(path, done)
         qids, size = plan.asked["qid"].tolist(), plan.settings["shard_size"]
         shards = Shards(folder_of(path), qids, size=size, settings=plan.settings, suffix=".parquet")
         shards.forget_beginnings()
@@ -95,4 +95,4 @@ def rerank_dataset(
             folder = ShardFolder(shards.folder, shards.suffix)
             for queries in over_workers(ReRanker, plan.job, rows, plan.workers, folder=folder):
                 bar.update(queries)
-        return TeacherRun(path, shards.complete(path, plan.settings, tag="monoelectra"))
+        return MadeRun(path, shards.complete(path, plan.settings, tag="monoelectra"))

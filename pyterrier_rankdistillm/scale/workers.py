@@ -13,7 +13,9 @@ from typing import Any, cast
 
 import pandas as pd
 import pyterrier as pt
+import torch
 
+from ..errors import WorkerError
 from ..reranker import MonoElectraReRanker, TruncationWarning
 from ..runs.rankings import Rankings
 from ..runs.records import versions
@@ -21,15 +23,8 @@ from ..runs.shards import Shard, ShardFolder
 from ..runs.text import Dataset, add_text, text_loader
 from .cluster import Workers, import_ray, silence
 
-PACKAGES = ("pyterrier-rankdistillm", "python-terrier", "torch", "transformers", "tokenizers", "ray", "ir_datasets",
-            "pandas", "numpy")  # fmt: skip
-
 ATTEMPTS = 3
 """How often a shard that kills its worker is started before it is given up."""
-
-
-class WorkerError(ChildProcessError):
-    """Workers died several times; the message names the shard that killed them."""
 
 
 @dataclass
@@ -94,8 +89,6 @@ class Worker:
 
     def __init__(self, job: Any, threads: int) -> None:
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizers' threads
-        import torch
-
         torch.set_num_threads(threads)
         self._reference = job
         self._job: Job | None = None
@@ -154,7 +147,7 @@ class ReRanker(Worker):
         started = time.monotonic()
         run = self.job.rerank(self.job.candidates(positions, queries))
         seconds = round(time.monotonic() - started, 3)
-        self.folder.save(shard, run, {"versions": versions(PACKAGES), "seconds": seconds})
+        self.folder.save(shard, run, {"versions": versions(), "seconds": seconds})
         return len(shard.qids)
 
 

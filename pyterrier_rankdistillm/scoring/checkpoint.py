@@ -12,8 +12,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from ..errors import CheckpointError
 from .encoder import CrossEncoder
-from .files import CheckpointError, locate, read_config, read_weights
+from .folders import locate, read_config, read_weights
 from .formats import build_encoder, lengths_of
 from .tokenizer import PairTokenizer
 

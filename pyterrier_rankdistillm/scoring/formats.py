@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
 from .encoder import CrossEncoder, EncoderConfig, HeadKind
-from .files import CheckpointError, listed
+from .folders import listed
 from .tokenizer import Lengths
 
 _LIGHTNING_IR = ("mono", "cross-encoder")  # model_type as 0.0.6 writes it, and as on the hub

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.normalizers import BertNormalizer
 
+from ..checks import is_whole
+
 SPECIAL_TOKENS = 3
 """[CLS] query [SEP] passage [SEP]"""
 
@@ -41,7 +43,7 @@ class Lengths:
 
     def __post_init__(self) -> None:
         for name, value in (("query_length", self.query), ("doc_length", self.doc)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and not is_whole(value, least=1):
                 raise ValueError(f"{name} must be None or a whole number of tokens, at least 1, got {value!r}.")
         if self.query is not None and self.doc is not None and self.query + self.doc + SPECIAL_TOKENS > self.pair:
             raise ValueError(

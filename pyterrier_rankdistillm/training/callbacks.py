@@ -77,6 +77,7 @@ class ProgressBar(TrainerCallback):
 
 def tensorboard(folder: Path) -> TrainerCallback:
     """Logs to ``folder/tensorboard``; TensorBoard must be installed."""
+    # Neither is needed unless it is asked for, and the first fails without TensorBoard.
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
 

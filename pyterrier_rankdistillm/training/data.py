@@ -14,8 +14,9 @@ import pandas as pd
 import pyterrier as pt
 
 from ..datasets import PUBLISHED
+from ..errors import TrainingDataError
 from ..runs.files import dataset_of, read
-from ..runs.making import make_teacher_run
+from ..runs.making import Roles, make_run
 from ..runs.rankings import Rankings
 from ..runs.text import Dataset, load_topics, text_loader
 from .launch import processes
@@ -23,16 +24,12 @@ from .lists import Texts, TrainingData, as_relevance
 from .losses import Kind, Losses
 from .settings import Settings
 
-Run = str | os.PathLike[str]
-Teacher = pt.Transformer | pd.DataFrame | Run
-
-
-class TrainingDataError(ValueError):
-    """Data that cannot be trained on; the message lists all problems, with counts and examples."""
+RunFile = str | os.PathLike[str]
+Teacher = pt.Transformer | pd.DataFrame | RunFile
 
 
 @dataclass
-class Report:
+class Problems:
     """What is wrong with the data, gathered to be told at once.
 
     Args:
@@ -43,7 +40,7 @@ class Report:
     faults: list[str] = field(default_factory=list)
     unusable: dict[str, list[str]] = field(default_factory=dict)
 
-    def fault(self, what: str) -> None:
+    def add(self, what: str) -> None:
         """Something that makes training impossible."""
         self.faults.append(what)
 
@@ -52,7 +49,7 @@ class Report:
         if qids:
             self.unusable.setdefault(reason, []).extend(qids)
 
-    def settle(self, queries: int, on_unusable: str) -> dict[str, int]:
+    def check(self, queries: int, on_unusable: str) -> dict[str, int]:
         """Raises an error that lists everything that is wrong.
 
         Args:
@@ -96,7 +93,7 @@ def labelled_data(
     inp: pd.DataFrame | None,
     qrels: pd.DataFrame | None,
     *,
-    run: Run | None = None,
+    run: RunFile | None = None,
     text: pt.Transformer | Dataset | None = None,
     text_field: str = "text",
 ) -> Sourced:
@@ -114,13 +111,13 @@ def labelled_data(
     Raises:
         TrainingDataError: The data cannot be used.
     """
-    report = Report(who)
-    rankings, queries, texts = _rankings(report, inp, run, text, text_field)
+    problems = Problems(who)
+    rankings, queries, texts = _rankings(problems, inp, run, text, text_field)
     if qrels is None and run is not None and is_published(run):
         qrels = pt.get_dataset(str(run)).get_qrels()
-    relevance = _relevance(report, qrels, rankings)
-    if report.faults or qrels is None or rankings is None:
-        report.settle(0, settings.on_unusable)
+    relevance = _relevance(problems, qrels, rankings)
+    if problems.faults or qrels is None or rankings is None:
+        problems.check(0, settings.on_unusable)
     assert rankings is not None
     sampling = settings.to_sampling()
     reasons: dict[str, list[str]] = {}
@@ -136,8 +133,8 @@ def labelled_data(
         else:
             reasons.setdefault(reason, []).append(qid)
     for reason, qids in reasons.items():
-        report.skip(reason, qids)
-    left_out = report.settle(len(rankings), settings.on_unusable)
+        problems.skip(reason, qids)
+    left_out = problems.check(len(rankings), settings.on_unusable)
     data = TrainingData(rankings, np.array(members, dtype=np.int64), queries, texts, trainable.all(), labelled=True)
     return Sourced(data, left_out)
 
@@ -149,7 +146,7 @@ def taught_data(
     qrels: pd.DataFrame | None,
     *,
     teacher: Teacher | None = None,
-    run: Run | None = None,
+    run: RunFile | None = None,
     text: pt.Transformer | Dataset | None = None,
     text_field: str = "text",
 ) -> Sourced:
@@ -169,125 +166,125 @@ def taught_data(
     Raises:
         TrainingDataError: The data cannot be used.
     """
-    report = Report(who)
+    problems = Problems(who)
     if teacher is not None and run is not None:
-        report.fault("There are two teachers: teacher and run. Give one of them.")
+        problems.add("There are two teachers: teacher and run. Give one of them.")
     has_documents = inp is not None and "docno" in inp.columns
     if run is None and not has_documents and isinstance(teacher, str | os.PathLike):
         run, teacher = teacher, None  # topics and the teacher's run: its documents are the candidates
-    rankings, queries, texts = _rankings(report, inp, run, text, text_field)
+    rankings, queries, texts = _rankings(problems, inp, run, text, text_field)
     losses = Losses.of(settings.loss)
     relevance: Mapping[str, Mapping[str, int]] = {}
     if "relevance" in losses.needs or qrels is not None:
-        relevance = _relevance(report, qrels, rankings)
-    if report.faults or rankings is None:
-        report.settle(0, settings.on_unusable)
+        relevance = _relevance(problems, qrels, rankings)
+    if problems.faults or rankings is None:
+        problems.check(0, settings.on_unusable)
     assert rankings is not None
     if isinstance(teacher, pt.Transformer) and processes() > 1:
-        report.fault("Several processes would each run the teacher. Make its run first, with runs.make_teacher_run.")
-        report.settle(0, settings.on_unusable)
+        problems.add("Several processes would each run the teacher. Make its run first, with runs.make_teacher_run.")
+        problems.check(0, settings.on_unusable)
     asked = len(rankings)
     if teacher is not None:
         assert inp is not None
-        rankings = _ranked_by(teacher, report, settings, inp, queries)
+        rankings = _ranked_by(teacher, problems, settings, inp, queries)
     there = {"order": True, "values": rankings.has_scores, "relevance": bool(relevance)}
     try:
         losses.check([kind for kind in get_args(Kind) if there[kind]])
     except ValueError as error:
-        report.fault(str(error))
+        problems.add(str(error))
     without_query = [qid for qid in rankings.qids if qid not in queries]
-    report.skip("have no query text", without_query)
+    problems.skip("have no query text", without_query)
     alone = [qid for qid, size in zip(rankings.qids, rankings.sizes, strict=True) if size < 2]
-    report.skip("have fewer than two documents", alone)
-    left_out = report.settle(asked, settings.on_unusable)
-    unusable = {qid for qids in report.unusable.values() for qid in qids}
+    problems.skip("have fewer than two documents", alone)
+    left_out = problems.check(asked, settings.on_unusable)
+    unusable = {qid for qids in problems.unusable.values() for qid in qids}
     members = [position for position, qid in enumerate(rankings.qids) if qid not in unusable]
     data = TrainingData(rankings, np.array(members, dtype=np.int64), queries, texts, relevance, labelled=False)
     return Sourced(data, left_out)
 
 
 def _rankings(
-    report: Report,
+    problems: Problems,
     inp: pd.DataFrame | None,
-    run: Run | None,
+    run: RunFile | None,
     text: pt.Transformer | Dataset | None,
     text_field: str,
 ) -> tuple[Rankings | None, Mapping[str, str], Texts]:
     """Rankings, queries and texts, from a frame or a run."""
     loader = text if text is None or isinstance(text, pt.Transformer) else text_loader(text)
     if run is not None:
-        return _from_run(report, inp, run, loader)
+        return _from_run(problems, inp, run, loader)
     if inp is None or inp.empty:
-        report.fault("There are no documents: give the first stage's results, or run= and text=.")
+        problems.add("There are no documents: give the first stage's results, or run= and text=.")
         return None, {}, Texts()
     missing = [name for name in ("qid", "query", "docno") if name not in inp.columns]
     if missing:
-        report.fault(
+        problems.add(
             f"The frame has no column {', '.join(missing)}, but {', '.join(map(str, inp.columns))}. Fit a pipeline "
             f"(`(first_stage >> estimator).fit(...)`), or its results."
         )
     if "rank" not in inp.columns and "score" not in inp.columns:
-        report.fault("The frame has neither rank nor score, so nothing is ranked.")
+        problems.add("The frame has neither rank nor score, so nothing is ranked.")
     known: dict[str, str] = {}
     if text_field in inp.columns:
         known = {d: t for d, t in zip(inp["docno"], inp[text_field], strict=True) if isinstance(t, str)}
     elif loader is None:
-        report.fault(
+        problems.add(
             f"The frame has no column {text_field!r}. Put `>> dataset.text_loader()` before the estimator, or give "
             f"text=."
         )
     texts = Texts(known, loader)
-    if report.faults:
+    if problems.faults:
         return None, {}, texts
     without = inp["docno"][[docno not in texts for docno in inp["docno"]]]
     if len(without):
-        report.fault(f"{len(without)} of {len(inp)} rows have no text, the first docno {without.iloc[0]!r}.")
+        problems.add(f"{len(without)} of {len(inp)} rows have no text, the first docno {without.iloc[0]!r}.")
     by_qid = inp.drop_duplicates("qid")
     queries = {q: t for q, t in zip(by_qid["qid"], by_qid["query"], strict=True) if isinstance(t, str)}
     try:
         return Rankings.from_frame(_run_of(inp)), queries, texts
     except ValueError as error:
-        report.fault(str(error))
+        problems.add(str(error))
         return None, queries, texts
 
 
 def _from_run(
-    report: Report, topics: pd.DataFrame | None, run: Run, loader: pt.Transformer | None
+    problems: Problems, topics: pd.DataFrame | None, run: RunFile, loader: pt.Transformer | None
 ) -> tuple[Rankings | None, Mapping[str, str], Texts]:
     published = is_published(run)
     if loader is None and published:
         loader = text_loader(str(run))
     if loader is None:
-        report.fault("With run=, texts are needed: give text=, a text loader or a dataset.")
+        problems.add("With run=, texts are needed: give text=, a text loader or a dataset.")
         return None, {}, Texts()
     rankings = Rankings.from_file(run)
     if topics is None and rankings[0].query is not None:
         stated = {one.qid: one.query for one in rankings if one.query is not None}
         return rankings, stated, Texts(loader=loader)
     if topics is None:
-        topics = pt.get_dataset(str(run)).get_topics() if published else _topics_of(report, run)
+        topics = pt.get_dataset(str(run)).get_topics() if published else _topics_of(problems, run)
     if topics is None or "query" not in topics.columns:
-        report.fault("With run=, queries are needed: give topics with the columns qid and query.")
+        problems.add("With run=, queries are needed: give topics with the columns qid and query.")
         return None, {}, Texts(loader=loader)
     wanted = set(rankings.qids)
     used = topics[topics["qid"].isin(wanted)]
     return rankings, dict(zip(used["qid"], used["query"], strict=True)), Texts(loader=loader)
 
 
-def _topics_of(report: Report, run: Run) -> pd.DataFrame | None:
+def _topics_of(problems: Problems, run: RunFile) -> pd.DataFrame | None:
     try:
         return load_topics(dataset_of(run))
     except (ValueError, KeyError) as error:
-        report.fault(f"The run's topics are not given, and its file name does not say them: {error}")
+        problems.add(f"The run's topics are not given, and its file name does not say them: {error}")
         return None
 
 
 def _ranked_by(
-    teacher: Teacher, report: Report, settings: Settings, inp: pd.DataFrame, queries: Mapping[str, str]
+    teacher: Teacher, problems: Problems, settings: Settings, inp: pd.DataFrame, queries: Mapping[str, str]
 ) -> Rankings:
     """The teacher's rankings of the first stage's top documents."""
     if isinstance(teacher, pt.Transformer):
-        return _asked(teacher, report, settings, inp, queries)
+        return _asked(teacher, problems, settings, inp, queries)
     given = Rankings.from_frame(_run_of(inp))
     if isinstance(teacher, pd.DataFrame):
         taught = teacher
@@ -303,8 +300,8 @@ def _ranked_by(
         if len(taught):
             ranked = {one.qid: set(one.docnos) for one in Rankings.from_frame(taught)}
     except ValueError as error:
-        report.fault(f"The teacher's run is none. {error}")
-        report.settle(len(given), settings.on_unusable)
+        problems.add(f"The teacher's run is none. {error}")
+        problems.check(len(given), settings.on_unusable)
     unranked, partly, wanted = [], [], []
     for one in given:
         top = one.docnos[: settings.depth]
@@ -315,10 +312,10 @@ def _ranked_by(
             partly.append(one.qid)
         else:
             wanted.append(pd.DataFrame({"qid": one.qid, "docno": top}))
-    report.skip("are not in the teacher's run", unranked)
-    report.skip("have documents that the teacher did not rank (its run may be shallower: set depth)", partly)
+    problems.skip("are not in the teacher's run", unranked)
+    problems.skip("have documents that the teacher did not rank (its run may be shallower: set depth)", partly)
     if not wanted:
-        report.settle(len(given), settings.on_unusable)
+        problems.check(len(given), settings.on_unusable)
     return Rankings.from_frame(taught.merge(pd.concat(wanted), on=["qid", "docno"]))
 
 
@@ -328,36 +325,42 @@ def _run_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _asked(
-    teacher: pt.Transformer, report: Report, settings: Settings, inp: pd.DataFrame, queries: Mapping[str, str]
+    teacher: pt.Transformer, problems: Problems, settings: Settings, inp: pd.DataFrame, queries: Mapping[str, str]
 ) -> Rankings:
     """Runs the teacher, resumably where there is a folder."""
     topics = pd.DataFrame({"qid": list(queries), "query": list(queries.values())})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch if settings.folder is None else settings.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        made = make_teacher_run(
+        made = make_run(
             teacher,
             inp.drop(columns=["query"]),
             topics,
             folder / "teacher.run.gz",
+            roles=Roles(
+                problems.who,
+                "the teacher",
+                "the teacher's ranking",
+                "Mend the teacher, or leave such queries out with on_unusable='skip'.",
+            ),
             depth=settings.depth or int(inp.groupby("qid").size().max()),
             seed=settings.seed,
             on_fault=settings.on_unusable,
             verbose=settings.verbose,
         )
-        report.skip("were ranked faultily by the teacher", list(made.record["faults"]))
+        problems.skip("were ranked faultily by the teacher", list(made.record["faults"]))
         return Rankings.from_frame(made.read())
 
 
 def _relevance(
-    report: Report, qrels: pd.DataFrame | None, rankings: Rankings | None
+    problems: Problems, qrels: pd.DataFrame | None, rankings: Rankings | None
 ) -> Mapping[str, Mapping[str, int]]:
     if qrels is None:
-        report.fault("There are no relevance labels: give qrels with the columns qid, docno and label.")
+        problems.add("There are no relevance labels: give qrels with the columns qid, docno and label.")
         return {}
     missing = [name for name in ("qid", "docno", "label") if name not in qrels.columns]
     if missing:
-        report.fault(f"The qrels have no column {', '.join(missing)}, but {', '.join(map(str, qrels.columns))}.")
+        problems.add(f"The qrels have no column {', '.join(missing)}, but {', '.join(map(str, qrels.columns))}.")
         return {}
     return {} if rankings is None else as_relevance(qrels, rankings.qids)
 

@@ -17,11 +17,12 @@ import pyterrier as pt
 from ..reranker import MonoElectraReRanker, ranked
 from ..runs.text import Dataset
 from ..scoring.checkpoint import Checkpoint
-from .data import Run, Sourced, Teacher, labelled_data, taught_data
+from .data import RunFile, Sourced, Teacher, labelled_data, taught_data
 from .launch import processes
 from .losses import Losses
+from .record import Training
 from .settings import Settings, Stage
-from .train import Training, train
+from .train import train
 from .validation import Validation
 
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
@@ -29,14 +30,14 @@ _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 Student = str | os.PathLike[str] | Checkpoint | MonoElectraReRanker
 
 
-class _Training(pt.Estimator):
+class _StudentEstimator(pt.Estimator):
     """What both estimators share: a student that is copied, trained, and then re-ranks."""
 
     stage: ClassVar[Stage]
 
     def __init__(
         self,
-        student: Student | _Training,
+        student: Student | _StudentEstimator,
         *,
         recipe: str | os.PathLike[str] | None = None,
         text: pt.Transformer | Dataset | None = None,
@@ -60,7 +61,7 @@ class _Training(pt.Estimator):
         topics_or_res_va: pd.DataFrame | None = None,
         qrels_va: pd.DataFrame | None = None,
         *,
-        run: Run | None = None,
+        run: RunFile | None = None,
         text: pt.Transformer | Dataset | None = None,
     ) -> None:
         """Trains a copy of the student; PyTerrier calls it from a pipeline's ``fit``.
@@ -108,7 +109,7 @@ class _Training(pt.Estimator):
         inp: pd.DataFrame | None,
         qrels: pd.DataFrame | None,
         *,
-        run: Run | None,
+        run: RunFile | None,
         text: pt.Transformer | Dataset | None,
         text_field: str,
     ) -> Sourced: ...
@@ -121,7 +122,7 @@ class _Training(pt.Estimator):
         """
         if self._reranker is None:
             if inp.empty:  # inspection needs the columns
-                self._template()._check_columns(inp)
+                self._template().check_columns(inp)
                 return ranked(inp, np.empty(0, dtype=np.float32))
             raise RuntimeError(f"{type(self).__name__}: there is nothing to re-rank with yet. Call fit first.")
         return self._reranker.transform(inp)
@@ -161,13 +162,13 @@ class _Training(pt.Estimator):
     def _template(self) -> MonoElectraReRanker:
         """The settings that the trained re-ranker takes over."""
         student = self.student
-        if isinstance(student, _Training):
+        if isinstance(student, _StudentEstimator):
             return student._template()
         return student if isinstance(student, MonoElectraReRanker) else MonoElectraReRanker(student)
 
     def _student(self) -> Checkpoint:
         """The student's checkpoint, with the lengths to train with; its weights must not be changed."""
-        student = self.student.reranker if isinstance(self.student, _Training) else self.student
+        student = self.student.reranker if isinstance(self.student, _StudentEstimator) else self.student
         if isinstance(student, MonoElectraReRanker):
             checkpoint = student.checkpoint
         elif isinstance(student, Checkpoint):
@@ -181,7 +182,7 @@ class _Training(pt.Estimator):
         return f"{checkpoint.source}{revision}, {_DONE[self.stage]} with {self.training.losses}"
 
 
-class FineTuning(_Training):
+class FineTuning(_StudentEstimator):
     """Trains a re-ranker on relevance labels and hard negatives: stage 1 of Rank-DistiLLM.
 
     ``(first_stage >> FineTuning("google/electra-base-discriminator")).fit(topics, qrels)``; then it re-ranks. Each
@@ -213,14 +214,14 @@ class FineTuning(_Training):
         inp: pd.DataFrame | None,
         qrels: pd.DataFrame | None,
         *,
-        run: Run | None,
+        run: RunFile | None,
         text: pt.Transformer | Dataset | None,
         text_field: str,
     ) -> Sourced:
         return labelled_data(type(self).__name__, self.settings, inp, qrels, run=run, text=text, text_field=text_field)
 
 
-class Distillation(_Training):
+class Distillation(_StudentEstimator):
     """Trains a re-ranker to order passages as a teacher does: stage 2 of Rank-DistiLLM.
 
     ``(first_stage >> Distillation(stage1.reranker, teacher=rank_zephyr)).fit(topics, None)``; then it re-ranks.
@@ -246,7 +247,7 @@ class Distillation(_Training):
 
     def __init__(
         self,
-        student: Student | _Training,
+        student: Student | _StudentEstimator,
         *,
         teacher: Teacher | None = None,
         recipe: str | os.PathLike[str] | None = None,
@@ -261,7 +262,7 @@ class Distillation(_Training):
         inp: pd.DataFrame | None,
         qrels: pd.DataFrame | None,
         *,
-        run: Run | None,
+        run: RunFile | None,
         text: pt.Transformer | Dataset | None,
         text_field: str,
     ) -> Sourced:

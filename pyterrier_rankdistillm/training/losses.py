@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import is_whole
+
 Kind = Literal["relevance", "order", "values"]
 """What the targets of a loss must be: relevance labels (relevant where positive), values of which only the order
 counts, or scores of which the differences count. Labels are targets of every kind; a teacher's ranks give the order."""
@@ -256,7 +258,7 @@ def lambdarank(
 
     https://papers.nips.cc/paper/2971, https://doi.org/10.1145/3269206.3271784
     """
-    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+    if k is not None and not is_whole(k, least=1):
         raise ValueError(f"lambdarank: k must be None or a number of documents, at least 1, got {k!r}.")
     _check_choice("lambdarank", "gain", gain, get_args(Gain))
     scores, targets, mask = _checked("lambdarank", scores, targets, mask)

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from ..checks import is_whole
+
 Strategy = Literal["single_relevant", "top", "random", "log_random", "top_and_random"]
 
 _TRIES = 20  # to draw a document of another query's ranking that is not in this one
@@ -177,11 +179,14 @@ class Sampling:
             problems.append(f"strategy must be one of {', '.join(get_args(Strategy))}, got {self.strategy!r}.")
         for name, least in (("sample_size", 2), ("depth", 1)):
             value = getattr(self, name)
-            if value is not None and not (_is_whole(value) and value >= least):
+            if value is not None and not is_whole(value, least=least):
                 problems.append(f"{name} must be None or a number of documents, at least {least}, got {value!r}.")
         ranks: Any = self.negative_ranks
         if ranks is not None and not (
-            isinstance(ranks, tuple) and len(ranks) == 2 and all(map(_is_whole, ranks)) and 0 <= ranks[0] < ranks[1]
+            isinstance(ranks, tuple)
+            and len(ranks) == 2
+            and all(is_whole(rank, least=0) for rank in ranks)
+            and ranks[0] < ranks[1]
         ):
             problems.append(f"negative_ranks must be None or two ranks (first, end), 0 <= first < end, got {ranks!r}.")
         share: Any = self.random_negatives
@@ -287,7 +292,3 @@ def _shuffled(items: list[Any], rng: np.random.Generator, weights: Sequence[floa
     """Items in the order in which they are drawn without replacement, by weight (Efraimidis and Spirakis, 2006)."""
     arrivals = -np.log(_uniform(rng, len(items))) / (1.0 if weights is None else np.array(weights))
     return [items[place] for place in np.argsort(arrivals, kind="stable")]
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

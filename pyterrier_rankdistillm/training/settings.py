@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..checks import is_whole, whole
+from ..extras import require
 from ..scoring.scorer import DType
 from .losses import Losses
 from .sampling import Sampling, Strategy
@@ -118,6 +120,10 @@ class Settings:
     verbose: bool = True
 
     def __post_init__(self) -> None:
+        for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
+            object.__setattr__(self, name, whole(getattr(self, name)))  # numpy's numbers too
+        if isinstance(self.negative_ranks, tuple | list):
+            object.__setattr__(self, "negative_ranks", tuple(map(whole, self.negative_ranks)))  # YAML has lists
         faults = [*self._range_faults(), *self._contradictions()]
         if not faults:
             made = (_complaint(make) for make in (lambda: Losses.of(self.loss), self.to_sampling, self._check_measure))
@@ -155,9 +161,7 @@ class Settings:
             strategy=self.sampling,
             sample_size=self.sample_size,
             depth=self.depth,
-            negative_ranks=tuple(self.negative_ranks)
-            if isinstance(self.negative_ranks, list)
-            else self.negative_ranks,  # YAML
+            negative_ranks=self.negative_ranks,
             random_negatives=self.random_negatives,
             add_relevant=self.add_relevant,
         )
@@ -187,13 +191,12 @@ class Settings:
                 return None
             if name == "folder":
                 return None if isinstance(value, str | os.PathLike) and os.fspath(value) else "None or a path"
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            number = whole or isinstance(value, float)
+            number = is_whole(value, least=0) or isinstance(value, float)
             or_none = "None or " if name in _OPTIONAL else ""
             if name in _AT_LEAST_ONE:
-                return None if whole and value >= 1 else f"{or_none}a whole number, at least 1"
+                return None if is_whole(value, least=1) else f"{or_none}a whole number, at least 1"
             if name in _AT_LEAST_ZERO:
-                return None if whole and value >= 0 else f"{or_none}a whole number, at least 0"
+                return None if is_whole(value, least=0) else f"{or_none}a whole number, at least 0"
             if name in _POSITIVE:
                 return None if number and 0 < value < math.inf else f"{or_none}a number above 0"
             if name in _SHARES:
@@ -209,8 +212,8 @@ class Settings:
             faults.append(
                 f"Exactly one of steps and epochs must be given, got steps={self.steps!r} and epochs={self.epochs!r}."
             )
-        whole = isinstance(self.batch_size, int) and isinstance(self.accumulation, int) and self.accumulation > 0
-        if whole and self.batch_size % self.accumulation:
+        countable = is_whole(self.batch_size, least=1) and is_whole(self.accumulation, least=1)
+        if countable and self.batch_size % self.accumulation:
             faults.append(
                 f"batch_size must be a multiple of accumulation, got batch_size={self.batch_size} and "
                 f"accumulation={self.accumulation}."
@@ -226,7 +229,7 @@ class Settings:
         return faults
 
     def _check_measure(self) -> None:
-        import ir_measures
+        import ir_measures  # slow to load, and only needed here
 
         try:
             ir_measures.parse_measure(self.measure)
@@ -343,8 +346,7 @@ def parsed(text: str) -> Any:
     Raises:
         ValueError: It is no YAML.
     """
-    import yaml
-
+    yaml = require("yaml", "Reading settings in YAML")
     try:
         return _with_numbers(yaml.safe_load(text))
     except yaml.YAMLError as error:

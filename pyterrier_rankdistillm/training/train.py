@@ -1,4 +1,4 @@
-"""One training: from lists to weights, with a record of how it went."""
+"""One training: from lists to weights."""
 
 from __future__ import annotations
 
@@ -7,120 +7,28 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from html import escape
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ..extras import check_installed
 from ..reranker import MonoElectraReRanker
-from ..runs.records import weights_digest
-from ..runs.shards import differences, write_json
+from ..runs.atomic import write_json
+from ..runs.records import differences, weights_digest
 from ..scoring.checkpoint import Checkpoint
 from ..scoring.encoder import CrossEncoder
 from .data import Sourced
 from .lists import Lists, TrainingData
 from .losses import Losses
+from .record import Training
 from .settings import Settings, Stage
 from .validation import Validation
 
 _RECORD = "training.json"
 _FREE = ("resume", "verbose", "device", "memory_tokens", "batch_tokens", "tensorboard", "folder", "log_every")
 """Settings that may change when a training is resumed: they do not change its outcome."""
-
-
-@dataclass(frozen=True, repr=False)
-class Training:
-    """How a training went.
-
-    Args:
-        stage: ``"finetune"`` or ``"distill"``.
-        losses: The loss or losses, in readable form.
-        settings: All settings.
-        queries: The number of queries that were trained on.
-        left_out: The number of queries that were left out, by reason.
-        log: Columns ``step``, ``loss`` (mean per list since the row before), ``learning_rate`` and, with a validation,
-            the measure; NaN where a step has none.
-        best_step: The step whose weights were kept; None without a validation.
-        steps: The number of optimiser steps made.
-        seconds: Wall-clock time of this process, from the first step to the last.
-    """
-
-    stage: Stage
-    losses: str
-    settings: Settings
-    queries: int
-    left_out: Mapping[str, int]
-    log: pd.DataFrame
-    best_step: int | None
-    steps: int
-    seconds: float
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The summary: columns ``what`` and ``value``."""
-        measure = self.settings.measure
-        lines: list[tuple[str, Any]] = [("loss", self.losses), ("queries", self.queries)]
-        lines += [(f"left out: {reason}", number) for reason, number in self.left_out.items()]
-        lines += [("steps", self.steps), ("lists a step", self.settings.batch_size)]
-        loss = self.log["loss"].dropna()
-        if len(loss):
-            lines += [("first loss", f"{loss.iloc[0]:.4f}"), ("last loss", f"{loss.iloc[-1]:.4f}")]
-        if measure in self.log:
-            values = self.log[["step", measure]].dropna()
-            at = values["step"] == self.best_step
-            lines += [
-                (f"{measure} before", f"{values[measure].iloc[0]:.4f}"),
-                (f"{measure} best, kept", f"{values.loc[at, measure].iloc[-1]:.4f} at step {self.best_step}"),
-                (f"{measure} last", f"{values[measure].iloc[-1]:.4f} at step {values['step'].iloc[-1]}"),
-            ]
-        lines.append(("seconds", f"{self.seconds:.0f}"))
-        return pd.DataFrame(lines, columns=["what", "value"])
-
-    def plot(self) -> Any:
-        """Plots the loss and, with a validation, the measure against steps.
-
-        Returns:
-            A matplotlib figure.
-
-        Raises:
-            ImportError: Without matplotlib.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("Plots need matplotlib: pip install 'pyterrier-rankdistillm[train]'.") from error
-        curves = [("loss", "training loss")]
-        if self.settings.measure in self.log:
-            curves.append((self.settings.measure, f"validation {self.settings.measure}"))
-        figure = Figure(figsize=(5 * len(curves), 3.2), layout="constrained")
-        for place, (column, label) in enumerate(curves, start=1):
-            axes = figure.add_subplot(1, len(curves), place)
-            points = self.log[["step", column]].dropna()
-            axes.plot(points["step"], points[column], marker="o" if column != "loss" else None, markersize=4)
-            if column != "loss" and self.best_step is not None:
-                axes.axvline(self.best_step, color="0.6", linestyle=":", label="kept")
-                axes.legend(frameon=False)
-            axes.set_xlabel("step")
-            axes.set_ylabel(label)
-            axes.grid(color="0.9")
-            axes.spines[["top", "right"]].set_visible(False)
-        return figure
-
-    def __str__(self) -> str:
-        return self.table.to_string(index=False, header=False)
-
-    def __repr__(self) -> str:
-        return f"Training({self.stage}, {self.losses}, {self.steps} steps)"
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(str(what))}</td><td>{escape(str(value))}</td></tr>"
-            for what, value in self.table.itertuples(index=False)
-        )
-        return f"<table>{rows}</table>"
 
 
 def train(
@@ -151,8 +59,7 @@ def train(
         ValueError: The folder holds another training, or settings do not fit the number of processes.
         FloatingPointError: The loss became infinite or NaN.
     """
-    if find_spec("accelerate") is None:
-        raise ImportError("Training needs accelerate: pip install 'pyterrier-rankdistillm[train]'.")
+    check_installed("accelerate", "Training")
     from .callbacks import MEASURE, last_checkpoint, step_of, stopped_early
     from .trainer import ListwiseTrainer, quiet, resolved_dtype  # imports most of transformers
 

@@ -10,10 +10,10 @@ import ir_measures
 import pandas as pd
 import pyterrier as pt
 
+from ..errors import TrainingDataError
 from ..reranker import MonoElectraReRanker, TruncationWarning
 from ..runs.frames import subsample
 from ..runs.text import Dataset, add_text
-from .data import TrainingDataError
 from .settings import Settings
 
 

@@ -8,7 +8,7 @@ from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Tab
 from pyterrier_rankdistillm.reproduction.comparison import (
     MODEL_TOLERANCE,
     RUN_TOLERANCE,
-    Measured,
+    MeasuredCell,
     compare,
     identify,
     mismatches,
@@ -31,7 +31,7 @@ TABLE = Table(
 def status(
     system: str, value: float, *why: str, setting: str = "bm25/y19", tolerance: float = MODEL_TOLERANCE
 ) -> tuple[str, str]:
-    row = compare(TABLE, [Measured(setting, "mine", system, value, tolerance, mismatches=why)]).iloc[0]
+    row = compare(TABLE, [MeasuredCell(setting, "mine", system, value, tolerance, mismatches=why)]).iloc[0]
     return row["status"], row["reason"]
 
 
@@ -52,7 +52,7 @@ def test_one_of_two_published_sets_is_enough_and_said() -> None:
     assert status("large", 0.733) == ("reproduced", "within tolerance of the paper's value")
     assert status("large", 0.72) == ("reproduced", "within tolerance of the readme's value")
     assert status("large", 0.727) == ("differs", "")
-    row = compare(TABLE, [Measured("bm25/y19", "large", "large", 0.733, MODEL_TOLERANCE)]).iloc[0]
+    row = compare(TABLE, [MeasuredCell("bm25/y19", "large", "large", 0.733, MODEL_TOLERANCE)]).iloc[0]
     assert (row["difference"], row["readme difference"]) == (pytest.approx(0), pytest.approx(0.013))
 
 
@@ -62,7 +62,7 @@ def test_a_cell_that_is_right_by_chance_is_not_reproduced() -> None:
 
 
 def test_what_was_not_published_or_not_run() -> None:
-    found = compare(TABLE, [Measured("bm25/y19", "mine", None, 0.5, MODEL_TOLERANCE)])
+    found = compare(TABLE, [MeasuredCell("bm25/y19", "mine", None, 0.5, MODEL_TOLERANCE)])
     assert found["status"].tolist() == ["not published", *["not run"] * 5]
     assert found["published as"].tolist()[1:] == [FIRST_STAGE, FIRST_STAGE, "base", "large", "other"]
     assert found[found["system"] == "large"][["paper", "readme"]].to_numpy().tolist() == [[0.733, 0.72]]
@@ -72,15 +72,15 @@ def test_first_stages_come_first() -> None:
     found = compare(
         TABLE,
         [
-            Measured("bm25/y19", "mine", "base", 0.72, 0.004),
-            Measured("bm25/y19", FIRST_STAGE, FIRST_STAGE, 0.48, 0.0005),
+            MeasuredCell("bm25/y19", "mine", "base", 0.72, 0.004),
+            MeasuredCell("bm25/y19", FIRST_STAGE, FIRST_STAGE, 0.48, 0.0005),
         ],
     )
     assert found["system"].tolist()[:2] == [FIRST_STAGE, "mine"]
 
 
 def test_what_is_not_held_against_published_cells() -> None:
-    found = compare(TABLE, [Measured("bm25/y19", "mine", "base", 0.1, 0.004)], not_compared="because")
+    found = compare(TABLE, [MeasuredCell("bm25/y19", "mine", "base", 0.1, 0.004)], not_compared="because")
     assert found["status"].iloc[0] == "not compared"
     assert found["reason"].iloc[0] == "because"
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from ir_measures import AP, RR, P, nDCG
 
-from pyterrier_rankdistillm.reproduction.evaluation import by_query, geometric_mean, means, parse, with_relevance
+from pyterrier_rankdistillm.reproduction.evaluation import by_query, evaluate, geometric_mean, parse, with_relevance
 from pyterrier_rankdistillm.reproduction.pooling import Mode, Part, Pool, pool
 
 SECOND = 1 / log2(3)
@@ -27,7 +27,7 @@ def part(task: str, qrels: dict[str, str], run: dict[str, str], as_found: dict[s
 
 
 def ndcg(parts: list[Part], mode: Mode) -> float:
-    return float(means(pool(parts, mode), (nDCG @ 10,))[0]["value"])
+    return float(evaluate(pool(parts, mode), (nDCG @ 10,))[0]["value"])
 
 
 # The number 1 stands for two topics: "a" is second in the first task, "b" first in the other one.
@@ -71,7 +71,7 @@ def test_concatenated_runs_are_read_as_ir_measures_reads_them() -> None:
             pd.concat([p.qrels for p in parts], ignore_index=True),
             {"system": pd.concat([p.runs["system"] for p in parts], ignore_index=True)},
         )
-        assert means(pooled, (nDCG @ 10,))[0]["value"] == means(joined, (nDCG @ 10,))[0]["value"]
+        assert evaluate(pooled, (nDCG @ 10,))[0]["value"] == evaluate(joined, (nDCG @ 10,))[0]["value"]
 
 
 def test_other_numbers_in_the_run() -> None:
@@ -85,9 +85,9 @@ def test_only_topics_that_every_run_has() -> None:
     one = part("one", {"1": "a", "2": "b"}, {"1": "a", "2": "b"})
     without = one.runs["system"][one.runs["system"]["qid"] == "1"]
     both = Part("one", one.topics, one.qrels, {**one.runs, "other": without})
-    values = {row["system"]: row["value"] for row in means(pool([both], "as_published"), (nDCG @ 10,))}
+    values = {row["system"]: row["value"] for row in evaluate(pool([both], "as_published"), (nDCG @ 10,))}
     assert values == {"system": 1, "other": 1}
-    values = {row["system"]: row["value"] for row in means(pool([both], "corrected"), (nDCG @ 10,))}
+    values = {row["system"]: row["value"] for row in evaluate(pool([both], "corrected"), (nDCG @ 10,))}
     assert values == {"system": 1, "other": 0.5}
 
 
@@ -95,7 +95,7 @@ def test_systems_that_differ_on_no_topic_are_not_significantly_different() -> No
     """Without care p is NaN, and Holm's correction makes NaN significant."""
     one = part("one", {"1": "a", "2": "b"}, {"1": "a", "2": "b"})
     twins = Part("one", one.topics, one.qrels, {"a": one.runs["system"], "b": one.runs["system"]})
-    rows = means(pool([twins], "corrected"), (nDCG @ 10,), baseline="a")
+    rows = evaluate(pool([twins], "corrected"), (nDCG @ 10,), baseline="a")
     assert [(row["p_value"], row["significant"]) for row in rows[1:]] == [(1.0, False)]
 
 
@@ -110,7 +110,7 @@ def test_holm_s_correction_is_over_the_systems_of_the_call() -> None:
     }
     first = runs["base"]
     pooled = pool([Part("one", first.topics, first.qrels, {n: p.runs["system"] for n, p in runs.items()})], "corrected")
-    rows = {row["system"]: row for row in means(pooled, (nDCG @ 10,), baseline="base")}
+    rows = {row["system"]: row for row in evaluate(pooled, (nDCG @ 10,), baseline="base")}
     values = {name: [1 / log2(rank + 1) for rank in of] for name, of in ranks.items()}
     p = {name: ttest_rel(values[name], values["base"]).pvalue for name in ("b", "c")}
     assert {name: rows[name]["p_value"] for name in p} == pytest.approx(p)

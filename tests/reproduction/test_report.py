@@ -12,7 +12,7 @@ import pytest
 
 from pyterrier_rankdistillm import Reproduction
 from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Table, Task
-from pyterrier_rankdistillm.reproduction.comparison import Measured, compare
+from pyterrier_rankdistillm.reproduction.comparison import MeasuredCell, compare
 from pyterrier_rankdistillm.reproduction.evaluation import CELL
 from pyterrier_rankdistillm.reproduction.report import grid
 
@@ -44,7 +44,7 @@ def make(settings: tuple[str, ...] = ("bm25/y19",), measures: tuple[str, ...] = 
         ),
     )
     names = {FIRST_STAGE: FIRST_STAGE, "a_b": "base"}
-    measured = [Measured(s, system, names.get(system), v, 0.004) for s in settings for system, v in VALUES.items()]
+    measured = [MeasuredCell(s, system, names.get(system), v, 0.004) for s in settings for system, v in VALUES.items()]
     by_query = [
         {"setting": s, "system": system, "qid": qid, "query": f"what <is> {qid}", "measure": "nDCG@10", "value": value}
         for s in settings for system, of in VALUES.items() for qid, value in (("2", of + 0.1), ("10", of - 0.1))

@@ -17,9 +17,9 @@ from ir_datasets.datasets.base import Dataset
 from ir_datasets.formats import BaseDocs, BaseQrels, BaseQueries, GenericDoc, GenericQuery, TrecQrel
 
 from pyterrier_rankdistillm import MonoElectra, Reproduction, cli, reproduce, runs
+from pyterrier_rankdistillm.reproduction import ReproductionError
 from pyterrier_rankdistillm.reproduction.arguments import CONDENSED
 from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Table, table, tasks
-from pyterrier_rankdistillm.reproduction.systems import ReproductionError
 
 SECOND = 1 / log2(3)
 TOPICS = pd.DataFrame({"qid": ["1", "2"], "query": ["why does bread rise", "why does it rain"]})
@@ -106,7 +106,7 @@ def test_too_few_topics_do_not_compare() -> None:
 
 def test_what_is_reproduced_and_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a made-up table of which the small corpus is a whole, full-depth task."""
-    module = importlib.import_module("pyterrier_rankdistillm.reproduction.reproduce")
+    module = importlib.import_module("pyterrier_rankdistillm.reproduction.reproducing")
     task = table("trec-dl-2019").tasks[0]
     setting = "bm25/trec-dl-2019"
     first = ((1 + 3 * 0.5) / (3 + SECOND) + SECOND) / 2

@@ -15,7 +15,7 @@ import tiny
 import torch
 from pandas.testing import assert_frame_equal
 
-from pyterrier_rankdistillm import Checkpoint, MonoElectra
+from pyterrier_rankdistillm import Checkpoint, MonoElectra, extras
 from pyterrier_rankdistillm.runs import ScoreCache
 from pyterrier_rankdistillm.runs import cache as module
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
@@ -183,6 +183,6 @@ def test_without_pyterrier_caching(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def absent(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(module, "import_module", absent)
+    monkeypatch.setattr(extras, "import_module", absent)
     with pytest.raises(ImportError, match=r"pip install 'pyterrier-rankdistillm\[cache\]'"):
         ScoreCache(MonoElectra("rankdistillm:demo"), tmp_path)

@@ -13,7 +13,7 @@ import pyterrier as pt
 import pytest
 from pandas.testing import assert_frame_equal
 
-from pyterrier_rankdistillm import runs
+from pyterrier_rankdistillm import extras, runs
 from pyterrier_rankdistillm.runs import files
 
 TREC = "1 Q0 a 1 2.5 t\n1 Q0 b 2 1.5 t\n2 Q0 a 1 0.1 t\n"
@@ -360,7 +360,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     def absent(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(files, "import_module", absent)
+    monkeypatch.setattr(extras, "import_module", absent)
     with pytest.raises(ImportError, match=r"pip install 'pyterrier-rankdistillm\[parquet\]'"):
         runs.read(put(tmp_path, b"PAR1 and more"))
     with pytest.raises(ImportError, match=r"pip install 'pyterrier-rankdistillm\[parquet\]'"):

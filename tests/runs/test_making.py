@@ -44,7 +44,7 @@ class FakeLlm(pt.Transformer):
         return self.change(out)
 
 
-def make(output: Path, teacher: pt.Transformer | None = None, **options: Any) -> runs.TeacherRun:
+def make(output: Path, teacher: pt.Transformer | None = None, **options: Any) -> runs.MadeRun:
     options = {"depth": 4, "shard_size": 3, "verbose": False, **options}
     return runs.make_teacher_run(teacher or FakeLlm(), RUN, TOPICS, output, **options)
 
@@ -163,14 +163,14 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, stop_at:
 SCRIPT = """
 import sys, time
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
-import test_teacher
+import test_making
 from pathlib import Path
-teacher = test_teacher.FakeLlm()
+teacher = test_making.FakeLlm()
 def slow(frame):
     time.sleep(0.1)
     return frame
 teacher.change = slow
-test_teacher.make(Path(sys.argv[3]), teacher, shard_size=1)
+test_making.make(Path(sys.argv[3]), teacher, shard_size=1)
 """
 
 
@@ -271,7 +271,7 @@ def test_a_faulty_teacher_is_caught_per_query(
 ) -> None:
     teacher = FakeLlm()
     teacher.change = change
-    with pytest.raises(runs.TeacherError) as caught:
+    with pytest.raises(runs.RankingError) as caught:
         make(tmp_path / "a.run", teacher)
     assert "faulty for 1 of 3 queries: qid 'q4': " + what in str(caught.value)
     assert files(tmp_path) == ["a.run.shards"]
@@ -289,7 +289,7 @@ def test_a_faulty_teacher_is_caught_per_query(
 def test_a_query_out_of_nowhere(tmp_path: Path) -> None:
     teacher = FakeLlm()
     teacher.change = lambda f: pd.concat([f, f.iloc[:1].assign(qid="zz")])
-    with pytest.raises(runs.TeacherError, match="qid 'zz': invents 1 of 0 documents"):
+    with pytest.raises(runs.RankingError, match="qid 'zz': invents 1 of 0 documents"):
         make(tmp_path / "a.run", teacher)
 
 
@@ -297,10 +297,10 @@ def test_a_faulty_first_stage(tmp_path: Path) -> None:
     def run(first_stage: pd.DataFrame) -> None:
         runs.make_teacher_run(FakeLlm(), first_stage, TOPICS, tmp_path / "a.run", verbose=False)
 
-    with pytest.raises(runs.TeacherError, match="first stage's run is faulty: docno 'd0' is twice"):
+    with pytest.raises(runs.RankingError, match="first stage's run is faulty: docno 'd0' is twice"):
         run(pd.concat([RUN, RUN.iloc[:1]]))
     (tmp_path / "a.run.shards" / "manifest.json").unlink()
-    with pytest.raises(runs.TeacherError, match="first stage gives no column docno"):
+    with pytest.raises(runs.RankingError, match="first stage gives no column docno"):
         run(RUN.drop(columns="docno"))
 
 

@@ -20,8 +20,7 @@ from ir_datasets.util import LocalDownload
 from server import Site
 
 from pyterrier_rankdistillm import runs
-from pyterrier_rankdistillm.runs import published
-from pyterrier_rankdistillm.runs.download import DownloadError
+from pyterrier_rankdistillm.runs import DownloadError, published
 
 TREC = "1 Q0 d1 1 2.0 t\n1 Q0 d0 2 1.0 t\n3 Q0 d2 1 0.5 t\n"
 

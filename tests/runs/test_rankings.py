@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_rankdistillm import runs
+from pyterrier_rankdistillm import extras, runs
 from pyterrier_rankdistillm.runs import Rankings, files, mapped, published, rankings
 
 TREC = "q2 Q0 a 2 1.5 t\nq2 Q0 b 1 2.5 t\nq1 Q0 a 1 0.25 t\nq3 Q0 c 1 9.0 t\nq3 Q0 d 3 8.0 t\nq3 Q0 a 2 8.5 t\n"
@@ -314,7 +314,7 @@ def test_files_need_pyarrow_and_frames_do_not(tmp_path: Path, monkeypatch: pytes
     def absent(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(mapped, "import_module", absent)
+    monkeypatch.setattr(extras, "import_module", absent)
     with pytest.raises(ImportError, match=r"pip install 'pyterrier-rankdistillm\[parquet\]'"):
         Rankings.from_file(put(tmp_path, TREC))
     assert names(tmp_path) == ["some.run"]

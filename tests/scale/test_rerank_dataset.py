@@ -18,7 +18,7 @@ import pytest
 import tiny
 
 from pyterrier_rankdistillm import MonoElectra, TruncationWarning, rerank_dataset, runs
-from pyterrier_rankdistillm.runs.shards import ShardError
+from pyterrier_rankdistillm.runs import ShardError
 from pyterrier_rankdistillm.scale import WorkerError, workers
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 
@@ -128,7 +128,7 @@ def done(texts: faulty.Texts) -> int:
 
 def rerank(
     run: Path, model: tiny.Tiny, text: faulty.Texts, output: Path, *, shard_size: int = 1, **options: Any
-) -> runs.TeacherRun:
+) -> runs.MadeRun:
     reranker = MonoElectra(model.folder, device="cpu")
     options = {"text": text, "topics": TOPICS, "shard_size": shard_size, "verbose": False, **options}
     return rerank_dataset(run, reranker, output, **options)

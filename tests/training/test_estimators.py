@@ -477,6 +477,6 @@ def test_several_processes_need_a_folder(model: tiny.Tiny, monkeypatch: pytest.M
 
 
 def test_without_accelerate(model: tiny.Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyterrier_rankdistillm.training.train.find_spec", lambda _: None)
+    monkeypatch.setattr("pyterrier_rankdistillm.extras.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"pip install 'pyterrier-rankdistillm\[train\]'"):
         fitted(toy.distillation(model.folder))

@@ -14,12 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..errors import CheckpointError
+
 DEMO = "rankdistillm:demo"
 """The name of the checkpoint that ships with the package."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened as a re-ranker; the message names what is missing or wrong."""
 
 
 def locate(
@@ -48,7 +46,7 @@ def looks_like_path(model: str | os.PathLike[str]) -> bool:
 
 
 def _download(repo: str, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # slow to load, and only needed for models of the hub
 
     def fetch(*weights: str) -> Path:
         patterns = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", *weights]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyterrier_rankdistillm.reproduction.provenance import hardware
+from pyterrier_rankdistillm.runs.records import hardware
 
 
 def test_gpus_are_recorded_where_torch_sees_any(monkeypatch: pytest.MonkeyPatch) -> None:

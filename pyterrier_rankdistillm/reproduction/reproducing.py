@@ -16,16 +16,16 @@ import pandas as pd
 import pyterrier as pt
 from ir_measures import Measure, nDCG
 
-from ..runs.records import versions
-from . import provenance
+from ..errors import ReproductionError
+from ..runs.records import hardware, versions
 from . import tasks as task_data
-from .arguments import CONDENSED, Settings
+from .arguments import CONDENSED, Arguments
 from .catalogue import ARITHMETIC, ARTEFACTS, DEPTH, FIRST_STAGE, GEOMETRIC, TABLES, YEARS, Table, Task, table, tasks
-from .comparison import Measured, compare, identify, mismatches
-from .evaluation import CELL, MAIN, by_query, geometric_mean, means, parse, with_relevance
+from .comparison import MeasuredCell, compare, identify, mismatches
+from .evaluation import CELL, MAIN, by_query, evaluate, geometric_mean, parse, with_relevance
 from .pooling import Mode, Pool, pool
 from .result import Reproduction
-from .systems import Ranked, Ranking, ReproductionError
+from .systems import Systems, TaskRuns
 from .tasks import Given, Run, Text
 
 
@@ -75,7 +75,7 @@ def reproduce(
             comparable with published cells; see ``pooling.pool``.
         depth: Largest number of documents per topic.
         published: The published row that a system is compared with, by the system's name; default: that of the model it
-            was loaded from, or of its own name. ``table(name).systems`` of ``tables.catalogue`` lists them.
+            was loaded from, or of its own name. ``table(name).systems`` of ``reproduction.catalogue`` lists them.
         topics: A frame, a file (qid, tab, query) or a dataset, or a mapping of those by task or corpus; default:
             ir_datasets'. Topics without judgements are left out.
         qrels: Likewise: a frame, a TREC file or a dataset.
@@ -98,7 +98,7 @@ def reproduce(
     chosen, topics, qrels, text = _table(name, topics, qrels, text)
     if not isinstance(systems, Mapping):
         raise ValueError(f"reproduce: systems must be a mapping of names to systems, got {type(systems).__name__}.")
-    settings = Settings(
+    arguments = Arguments(
         table=chosen,
         systems=dict(systems),
         measures=parse(measures),
@@ -115,26 +115,26 @@ def reproduce(
     )
     stages = task_data.first_stages(first_stage, chosen)
     with ExitStack() as stack:
-        scratch = settings.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        result = _Reproducing(settings, Ranking(settings, scratch / "runs")).run(stages)
-    if settings.folder is not None:
-        result.save(settings.folder)
+        scratch = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        result = _Reproducing(arguments, Systems(arguments, scratch / "runs")).run(stages)
+    if arguments.folder is not None:
+        result.save(arguments.folder)
     return result
 
 
 class _Reproducing:
     """One call of ``reproduce``: first stages, then systems, then numbers."""
 
-    def __init__(self, settings: Settings, ranking: Ranking) -> None:
-        self.settings = settings
-        self.table = settings.table
-        self.ranking = ranking
-        self.pools_tasks = settings.table.settings == "corpus"
-        self.mode: Mode = settings.mode if self.pools_tasks else "corrected"
+    def __init__(self, arguments: Arguments, systems: Systems) -> None:
+        self.arguments = arguments
+        self.table = arguments.table
+        self.systems = systems
+        self.pools_tasks = arguments.table.by == "corpus"
+        self.mode: Mode = arguments.mode if self.pools_tasks else "corrected"
         self.cells: list[dict[str, Any]] = []
         self.task_cells: list[dict[str, Any]] = []
         self.per_query: list[pd.DataFrame] = []
-        self.measured: list[Measured] = []
+        self.measured: list[MeasuredCell] = []
 
     def run(self, stages: Mapping[str, Mapping[str, Any]]) -> Reproduction:
         """Runs everything.
@@ -142,77 +142,80 @@ class _Reproducing:
         Args:
             stages: The first stages' sources, by name and task.
         """
-        settings: dict[str, tuple[list[Ranked], tuple[str, ...]]] = {}
+        found: dict[str, tuple[list[TaskRuns], tuple[str, ...]]] = {}
         for stage, sources in stages.items():
-            settings |= self._first_stage(stage, sources, taken=settings)
-        ran: dict[str, list[Ranked]] = {}
-        for setting, (candidates, problems) in settings.items():
-            ranked = [task for task in candidates if self.ranking.systems(task)]
+            found |= self._first_stage(stage, sources, taken=found)
+        ran: dict[str, list[TaskRuns]] = {}
+        for setting, (candidates, problems) in found.items():
+            ranked = []
+            for task_runs in candidates:
+                if self.systems.rank(task_runs):
+                    ranked.append(task_runs)  # noqa: PERF401  (ranking is the work, not a filter)
             if ranked:
                 self._evaluate(setting, ranked, problems)
                 ran[setting] = ranked
         if not ran:
-            raise self.ranking.nothing_ran()
-        self._means(ran)
+            raise self.systems.nothing_ran()
+        self._add_means(ran)
         return self._result([r for ranked in ran.values() for r in ranked])
 
     def _first_stage(
         self, stage: str, sources: Mapping[str, Any], taken: Mapping[str, Any]
-    ) -> dict[str, tuple[list[Ranked], tuple[str, ...]]]:
-        """A first stage's documents by setting, and why its cells are not comparable with the paper's."""
-        candidates = [self.ranking.candidates(stage, task, sources.get(task.name)) for task in self.table.tasks]
+    ) -> dict[str, tuple[list[TaskRuns], tuple[str, ...]]]:
+        """A first stage's documents by setting, and why its cells do not compare with the paper's."""
+        candidates = [self.systems.first_stage(stage, task, sources.get(task.name)) for task in self.table.tasks]
         ranked = [found for found in candidates if found is not None]
         if self.pools_tasks:
             corpora = {r.task.corpus: [other for other in ranked if other.task.corpus == r.task.corpus] for r in ranked}
             return {corpus: (parts, self._checked(stage, corpus, parts)[1]) for corpus, parts in corpora.items()}
-        settings = {}
+        by_setting = {}
         for r in ranked:
             name, problems = self._checked(stage, r.task.name, [r])
             # A run that is recognised as one of the paper's gets the paper's name, unless another one has it.
             known = f"{name}/{r.task.name}"
-            settings[known if name and known not in taken else f"{stage}/{r.task.name}"] = ([r], problems)
-        return settings
+            by_setting[known if name and known not in taken else f"{stage}/{r.task.name}"] = ([r], problems)
+        return by_setting
 
-    def _checked(self, stage: str, place: str, ranked: list[Ranked]) -> tuple[str | None, tuple[str, ...]]:
+    def _checked(self, stage: str, place: str, ranked: list[TaskRuns]) -> tuple[str | None, tuple[str, ...]]:
         """The paper's name for a first stage, and why its cells are not comparable with the paper's."""
         pooled = self._pool(place, ranked, {FIRST_STAGE: "found"})
-        value = means(pooled, (MAIN,))[0]["value"]
+        value = evaluate(pooled, (MAIN,))[0]["value"]
         identified = identify(self.table, stage, place, value)
         problems = mismatches(
             first_stage=identified.problem,
             topics={r.task.name: r.topic_counts for r in ranked},
             # Small corpora have fewer documents to find, so only the requested depth counts there.
-            depths=[self.settings.depth if self.pools_tasks else r.usual_depth for r in ranked],
+            depths=[self.arguments.depth if self.pools_tasks else r.usual_depth for r in ranked],
         )
         problems = problems if self.table.cells else ()
-        if self.settings.verbose:
+        if self.arguments.verbose:
             what = "; ".join(problems) or (f"the paper's {identified.name}" if identified.name else "not published")
             print(f"{stage} on {place}: {MAIN} {value:.3f}, {what}", file=sys.stderr)
         return identified.name, problems
 
-    def _evaluate(self, setting: str, ranked: list[Ranked], problems: tuple[str, ...]) -> None:
+    def _evaluate(self, setting: str, ranked: list[TaskRuns], problems: tuple[str, ...]) -> None:
         """The cells of a setting."""
-        settings = self.settings
-        measures = with_relevance(settings.measures, ranked[0].task.relevant)
+        arguments = self.arguments
+        measures = with_relevance(arguments.measures, ranked[0].task.relevant)
         found, kept = sum(len(r.found) for r in ranked), sum(len(r.kept) for r in ranked)
         part = self._part_of(setting, ranked)
-        if settings.condensed:  # the whole first stage is not one of the systems that are compared
+        if arguments.condensed:  # the whole first stage is not one of the systems that are compared
             whole = self._pool(setting, ranked, {FIRST_STAGE: "found"})
             self._add(setting, ranked, whole, measures, None, (found, found))
-            self._measure(setting, FIRST_STAGE, (*part, *problems))
-        pooled = self._pool(setting, ranked, {settings.first_row: "kept", **dict.fromkeys(settings.systems, "runs")})
-        self._add(setting, ranked, pooled, measures, settings.tested_against, (kept, found))
+            self._to_compare(setting, FIRST_STAGE, (*part, *problems))
+        pooled = self._pool(setting, ranked, {arguments.first_row: "kept", **dict.fromkeys(arguments.systems, "runs")})
+        self._add(setting, ranked, pooled, measures, arguments.tested_against, (kept, found))
         condensed = (f"condensed: {kept} of {found} documents",) if kept != found else ()
         alone = len(self._pool(setting, ranked, {FIRST_STAGE: "found"}).topics)
         shared = (f"{len(pooled.topics)} of {alone} topics that every system has",) * (len(pooled.topics) != alone)
         for system in pooled.runs:
             others = sum(r.others(system) for r in ranked)
             strange = (f"{others} documents that the first stage has not",) if others else ()
-            self._measure(setting, system, (*part, *problems, *condensed, *shared, *strange))
+            self._to_compare(setting, system, (*part, *problems, *condensed, *shared, *strange))
         if self.pools_tasks:
             self._add_tasks(ranked)
 
-    def _pool(self, setting: str, ranked: list[Ranked], rows: Mapping[str, str]) -> Pool:
+    def _pool(self, setting: str, ranked: list[TaskRuns], rows: Mapping[str, str]) -> Pool:
         """Pools tasks with the runs of some rows: the first stage's ``"found"`` or ``"kept"``, or the ``"runs"``."""
         parts = [
             r.part({row: r.runs[row] if which == "runs" else getattr(r, which) for row, which in rows.items()})
@@ -226,7 +229,7 @@ class _Reproducing:
     def _add(
         self,
         setting: str,
-        ranked: list[Ranked],
+        ranked: list[TaskRuns],
         pooled: Pool,
         measures: Sequence[Measure],
         baseline: str | None,
@@ -234,92 +237,92 @@ class _Reproducing:
     ) -> None:
         """Evaluates runs in two ways: means with their tests, and query by query."""
         counts = {"setting": setting, "documents": documents[0], "retrieved": documents[1]}
-        self.cells += [{**counts, **cell} for cell in means(pooled, measures, baseline)]
+        self.cells += [{**counts, **cell} for cell in evaluate(pooled, measures, baseline)]
         frame = by_query(pooled, measures)
         queries = _queries(ranked, self.mode)
         frame.insert(0, "setting", setting)
         frame.insert(3, "query", [queries.get(qid, "") for qid in frame["qid"]])
         self.per_query.append(frame)
 
-    def _add_tasks(self, ranked: list[Ranked]) -> None:
+    def _add_tasks(self, ranked: list[TaskRuns]) -> None:
         """Evaluates task by task, each on its own topics."""
         for r in ranked:
-            alone = pool([r.part({self.settings.first_row: r.kept, **r.runs})], "corrected")
-            measures = with_relevance(self.settings.measures, r.task.relevant)
-            self.task_cells += [{"task": r.task.name, **cell} for cell in means(alone, measures)]
+            alone = pool([r.part({self.arguments.first_row: r.kept, **r.runs})], "corrected")
+            measures = with_relevance(self.arguments.measures, r.task.relevant)
+            self.task_cells += [{"task": r.task.name, **cell} for cell in evaluate(alone, measures)]
 
-    def _measure(self, setting: str, system: str, problems: tuple[str, ...]) -> None:
+    def _to_compare(self, setting: str, system: str, problems: tuple[str, ...]) -> None:
         """Records a cell for the comparison."""
         cell = next(c for c in self.cells if (c["setting"], c["system"], c["measure"]) == (setting, system, str(MAIN)))
         self.measured.append(
-            Measured(
+            MeasuredCell(
                 setting=setting,
                 system=system,
-                published_as=self.settings.published_as(system),
+                published_as=self.arguments.published_as(system),
                 value=cell["value"],
-                tolerance=self.settings.tolerance(system),
+                tolerance=self.arguments.tolerance(system),
                 significant=cell.get("significant"),
                 mismatches=problems,
             )
         )
 
-    def _part_of(self, corpus: str, ranked: list[Ranked]) -> tuple[str, ...]:
+    def _part_of(self, corpus: str, ranked: list[TaskRuns]) -> tuple[str, ...]:
         """A reason if not all tasks of a corpus were run."""
         wanted = [task for task in self.table.tasks if task.corpus == corpus] if self.pools_tasks else ranked
         return () if len(ranked) == len(wanted) else (f"{len(ranked)} of {len(wanted)} tasks",)
 
-    def _means(self, ran: Mapping[str, list[Ranked]]) -> None:
+    def _add_means(self, ran: Mapping[str, list[TaskRuns]]) -> None:
         """Means over the corpora, or over the two years; those over fewer get another name than the paper's."""
-        settings = list(ran)
-        if self.pools_tasks and len(settings) > 1:
+        places = list(ran)
+        if self.pools_tasks and len(places) > 1:
             corpora = {task.corpus for task in self.table.tasks}
-            part = "" if len(settings) == len(corpora) else f" ({len(settings)} of {len(corpora)} corpora)"
-            self._mean(f"{ARITHMETIC}{part}", settings, np.mean)
-            self._mean(f"{GEOMETRIC}{part}", settings, geometric_mean)
+            part = "" if len(places) == len(corpora) else f" ({len(places)} of {len(corpora)} corpora)"
+            self._add_mean(f"{ARITHMETIC}{part}", places, np.mean)
+            self._add_mean(f"{GEOMETRIC}{part}", places, geometric_mean)
         elif not self.pools_tasks and len(self.table.tasks) > 1:
             for stage in dict.fromkeys(ranked[0].stage for ranked in ran.values()):
                 years = [setting for setting, ranked in ran.items() if ranked[0].stage == stage]
                 names = {setting.rpartition("/")[0] for setting in years}
                 if len(years) == len(self.table.tasks):
-                    self._mean(f"{names.pop() if len(names) == 1 else stage}/{YEARS}", years, np.mean)
+                    self._add_mean(f"{names.pop() if len(names) == 1 else stage}/{YEARS}", years, np.mean)
 
-    def _mean(self, mean: str, settings: list[str], of: Callable[[list[float]], Any]) -> None:
+    def _add_mean(self, mean: str, places: list[str], of: Callable[[list[float]], Any]) -> None:
         """Adds a mean over settings, for every system and measure."""
         for system, measure in dict.fromkeys((cell["system"], cell["measure"]) for cell in self.cells):
             cells = [
                 cell
                 for cell in self.cells
-                if (cell["system"], cell["measure"]) == (system, measure) and cell["setting"] in settings
+                if (cell["system"], cell["measure"]) == (system, measure) and cell["setting"] in places
             ]
-            if len(cells) < len(settings):  # relevance levels differ, and with them the measures
-                self.ranking.note(f"There is no {mean} of {measure}, since not every setting has it.")
+            if len(cells) < len(places):  # relevance levels differ, and with them the measures
+                self.systems.note(f"There is no {mean} of {measure}, since not every setting has it.")
                 continue
             totals = {key: sum(cell[key] for cell in cells) for key in ("topics", "documents", "retrieved")}
             value = float(of([cell["value"] for cell in cells]))
             self.cells.append({"setting": mean, "system": system, "measure": measure, "value": value, **totals})
         for system in dict.fromkeys(cell.system for cell in self.measured):
-            odd = [m.setting for m in self.measured if m.system == system and m.setting in settings and m.mismatches]
-            self._measure(mean, system, (f"{len(odd)} of {len(settings)} settings not comparable",) if odd else ())
+            odd = [m.setting for m in self.measured if m.system == system and m.setting in places and m.mismatches]
+            self._to_compare(mean, system, (f"{len(odd)} of {len(places)} settings not comparable",) if odd else ())
 
-    def _result(self, ran: list[Ranked]) -> Reproduction:
-        settings, ranking = self.settings, self.ranking
+    def _result(self, ran: list[TaskRuns]) -> Reproduction:
+        arguments, systems = self.arguments, self.systems
         if self.table.name == "tirex":
             for corpus in dict.fromkeys(r.task.corpus for r in ran):
-                ranking.note(f"{corpus}: {ARTEFACTS[corpus]}" if corpus in ARTEFACTS else None)
-        if settings.condensed:
-            ranking.note(
+                systems.note(f"{corpus}: {ARTEFACTS[corpus]}" if corpus in ARTEFACTS else None)
+        if arguments.condensed:
+            systems.note(
                 f"Condensed lists: the systems ranked only the documents whose text was given. Their cells compare "
                 f"with {CONDENSED!r}, and with nothing that was published."
             )
         by_corrected = self.pools_tasks and self.mode == "corrected"
-        rows = [FIRST_STAGE, CONDENSED, *settings.systems]
+        rows = [FIRST_STAGE, CONDENSED, *arguments.systems]
         cells = pd.DataFrame(self.cells, columns=list(CELL)).astype(CELL)
         cells = cells.sort_values("system", key=lambda column: column.map(rows.index), kind="stable", ignore_index=True)
         return Reproduction(
             name=self.table.name,
             mode=self.mode,
             measures=tuple(dict.fromkeys(cells["measure"])),
-            baseline=settings.tested_against if cells["p_value"].notna().any() else None,
+            baseline=arguments.tested_against if cells["p_value"].notna().any() else None,
             cells=cells,
             comparison=compare(
                 self.table,
@@ -328,23 +331,23 @@ class _Reproducing:
             ),
             per_query=pd.concat(self.per_query, ignore_index=True),
             tasks=pd.DataFrame(self.task_cells, columns=["task", "system", "measure", "value", "topics"]),
-            not_run=pd.DataFrame(list(ranking.not_run), columns=["task", "why", "what to do"]),
-            notes=tuple(ranking.notes),
+            not_run=pd.DataFrame(list(systems.not_run), columns=["task", "why", "what to do"]),
+            notes=tuple(systems.notes),
             provenance={
                 "table": self.table.name,
                 "mode": self.mode,
-                "depth": settings.depth,
-                "condensed": settings.condensed,
+                "depth": arguments.depth,
+                "condensed": arguments.condensed,
                 "significance": "paired t-test, Holm over the systems of the call, alpha 0.05",
-                "systems": ranking.made_with,
+                "systems": systems.made_with,
                 "runs": [r.record for r in ran],
-                "versions": versions(provenance.PACKAGES),
-                "hardware": provenance.hardware(),
+                "versions": versions(),
+                "hardware": hardware(),
             },
         )
 
 
-def _queries(ranked: Sequence[Ranked], mode: Mode) -> dict[str, str]:
+def _queries(ranked: Sequence[TaskRuns], mode: Mode) -> dict[str, str]:
     """The queries of the topics of a pool."""
     several = mode == "corrected" and len(ranked) > 1
     queries: dict[str, str] = {}

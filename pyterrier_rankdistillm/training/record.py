@@ -1,0 +1,102 @@
+"""How a training went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from ..extras import require
+from .settings import Settings, Stage
+
+
+@dataclass(frozen=True, repr=False)
+class Training:
+    """How a training went.
+
+    Args:
+        stage: ``"finetune"`` or ``"distill"``.
+        losses: The loss or losses, readable.
+        settings: All settings.
+        queries: How many queries were trained on.
+        left_out: How many were not, by reason.
+        log: Columns ``step``, ``loss`` (mean a list since the row before), ``learning_rate`` and, with a validation,
+            the measure; NaN where a step has none.
+        best_step: The step whose weights were kept; None without a validation.
+        steps: Optimiser steps that were made.
+        seconds: Wall-clock time of this process, from the first step to the last.
+    """
+
+    stage: Stage
+    losses: str
+    settings: Settings
+    queries: int
+    left_out: Mapping[str, int]
+    log: pd.DataFrame
+    best_step: int | None
+    steps: int
+    seconds: float
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The summary: columns ``what`` and ``value``."""
+        measure = self.settings.measure
+        lines: list[tuple[str, Any]] = [("loss", self.losses), ("queries", self.queries)]
+        lines += [(f"left out: {reason}", number) for reason, number in self.left_out.items()]
+        lines += [("steps", self.steps), ("lists a step", self.settings.batch_size)]
+        loss = self.log["loss"].dropna()
+        if len(loss):
+            lines += [("first loss", f"{loss.iloc[0]:.4f}"), ("last loss", f"{loss.iloc[-1]:.4f}")]
+        if measure in self.log:
+            values = self.log[["step", measure]].dropna()
+            at = values["step"] == self.best_step
+            lines += [
+                (f"{measure} before", f"{values[measure].iloc[0]:.4f}"),
+                (f"{measure} best, kept", f"{values.loc[at, measure].iloc[-1]:.4f} at step {self.best_step}"),
+                (f"{measure} last", f"{values[measure].iloc[-1]:.4f} at step {values['step'].iloc[-1]}"),
+            ]
+        lines.append(("seconds", f"{self.seconds:.0f}"))
+        return pd.DataFrame(lines, columns=["what", "value"])
+
+    def plot(self) -> Any:
+        """Loss, and with a validation the measure, against steps.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            ImportError: Without matplotlib.
+        """
+        figure_type = require("matplotlib.figure", "Training.plot").Figure
+        curves = [("loss", "training loss")]
+        if self.settings.measure in self.log:
+            curves.append((self.settings.measure, f"validation {self.settings.measure}"))
+        figure = figure_type(figsize=(5 * len(curves), 3.2), layout="constrained")
+        for place, (column, label) in enumerate(curves, start=1):
+            axes = figure.add_subplot(1, len(curves), place)
+            points = self.log[["step", column]].dropna()
+            axes.plot(points["step"], points[column], marker="o" if column != "loss" else None, markersize=4)
+            if column != "loss" and self.best_step is not None:
+                axes.axvline(self.best_step, color="0.6", linestyle=":", label="kept")
+                axes.legend(frameon=False)
+            axes.set_xlabel("step")
+            axes.set_ylabel(label)
+            axes.grid(color="0.9")
+            axes.spines[["top", "right"]].set_visible(False)
+        return figure
+
+    def __str__(self) -> str:
+        return self.table.to_string(index=False, header=False)
+
+    def __repr__(self) -> str:
+        return f"Training({self.stage}, {self.losses}, {self.steps} steps)"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(str(what))}</td><td>{escape(str(value))}</td></tr>"
+            for what, value in self.table.itertuples(index=False)
+        )
+        return f"<table>{rows}</table>"
