@@ -27,7 +27,7 @@ CONDENSED = "first stage, condensed"
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of ``reproduce``, which says what they mean.
+    """The arguments of ``reproduce``; see there for their meaning.
 
     Raises:
         ValueError: Arguments are invalid or contradict each other. The message names all of them.

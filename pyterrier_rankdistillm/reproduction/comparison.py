@@ -105,7 +105,7 @@ def mismatches(
 
 
 def compare(table: Table, measured: Sequence[MeasuredCell], *, not_compared: str | None = None) -> pd.DataFrame:
-    """All cells, measured or published: first stages first, what was not run last.
+    """All cells, measured or published: first stages come first, and cells that were not run last.
 
     Args:
         table: The published cells.

@@ -43,7 +43,7 @@ def with_relevance(measures: Sequence[Measure], relevant: int) -> tuple[Measure,
 
 
 def evaluate(pooled: Pool, measures: Sequence[Measure], baseline: str | None = None) -> list[dict[str, Any]]:
-    """Means over the topics, and tests against a baseline where there is something to test.
+    """Means over the topics, and tests against a baseline if there is something to test.
 
     Returns:
         One record per system and measure: ``system``, ``measure``, ``value``, ``topics``, ``better``, ``worse``,
