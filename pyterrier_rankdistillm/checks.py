@@ -1,4 +1,4 @@
-"""What an argument has to be, asked in one way everywhere."""
+"""Checks of arguments, the same everywhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 
 def whole(value: Any) -> Any:
-    """A whole number of any kind (numpy's too) as an int; anything else, also True and 5.0, as it is."""
+    """A whole number of any kind (including numpy's) as an int; anything else, including True and 5.0, unchanged."""
     if isinstance(value, bool):
         return value
     try:
@@ -18,7 +18,7 @@ def whole(value: Any) -> Any:
 
 
 def is_whole(value: Any, *, least: int) -> bool:
-    """Whether something is a whole number (of numpy's too) and at least ``least``."""
+    """Whether something is a whole number (including numpy's) of at least ``least``."""
     number = whole(value)
     return isinstance(number, int) and not isinstance(number, bool) and number >= least
 

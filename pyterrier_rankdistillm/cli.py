@@ -63,7 +63,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     demo = commands.add_parser(
-        "demo", help="BM25 against BM25 >> MonoElectra on the collection in the package (offline)"
+        "demo", help="compare BM25 with BM25 >> MonoElectra on the collection in the package (offline)"
     )
     demo.add_argument("--model", default="rankdistillm:demo", help="hub id or folder (default: %(default)s)")
     demo.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
@@ -73,7 +73,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     rerank = commands.add_parser("rerank", help="re-rank a run into a run file (TREC, Parquet or JSON lines; gz)")
     rerank.add_argument("run", help="the first stage's run: a file, or a published one (rankdistillm:colbert)")
     rerank.add_argument(
-        "output", type=Path, help="the re-ranked run; its suffix is its format (.run.gz, .parquet, ...)"
+        "output", type=Path, help="the re-ranked run; its suffix decides the format (.run.gz, .parquet, ...)"
     )
     _add_data(rerank, "queries and texts", ("topics", "text"), "what a Lightning IR file name or the run itself says")
     rerank.add_argument("--text-field", default="text",
@@ -85,17 +85,17 @@ def _parser(command: str) -> argparse.ArgumentParser:
     rerank.add_argument("--depth", type=int, default=100, help="documents per query (default: %(default)s)")
     rerank.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
     rerank.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: %(default)s)")
-    rerank.add_argument("--batch-tokens", type=int, help="tokens encoded together (default: 512 on the CPU, 32768)")
+    rerank.add_argument("--batch-tokens", type=int, help="tokens per batch (default: 512 on the CPU, else 32768)")
     rerank.add_argument("--query-length", type=int, help="tokens read of a query (default: the checkpoint's)")
     rerank.add_argument("--doc-length", type=int, help="tokens read of a text (default: the checkpoint's)")
     rerank.add_argument("--engine", choices=["local", "ray"], default="local",
-                        help="this process, or Ray Data: many GPUs, cores or machines; goes on where it was stopped "
+                        help="this process, or Ray Data (many GPUs, cores or machines; can be stopped and resumed) "
                         "(default: %(default)s)")  # fmt: skip
     scale = rerank.add_argument_group("with --engine ray")
     scale.add_argument("--num-workers", type=int, help="actors that score (default: one per GPU, else per machine)")
     scale.add_argument("--address", help="of a running Ray (default: the one that runs here, else one is started)")
     scale.add_argument(
-        "--dry-run", action="store_true", help="only say what it would take: pairs, tokens, hours, memory"
+        "--dry-run", action="store_true", help="only estimate what it would take: pairs, tokens, hours, memory"
     )
     rerank.set_defaults(action=_rerank)
 
@@ -142,7 +142,7 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
 def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
     reproduce = commands.add_parser(
         "reproduce",
-        help="a table of the paper, measured against published; the exit status says whether it agrees (0) or not (3)",
+        help="run a table of the paper and compare it with the published one; exit status 0 if they agree, 3 if not",
     )
     reproduce.add_argument("table", help="trec-dl-2019, trec-dl-2020, trec-dl, tirex, ablation-loss, ablation-size")
     reproduce.add_argument("--first-stage", action="append", required=True, metavar="[NAME=]RUN",
@@ -150,8 +150,8 @@ def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
     reproduce.add_argument("--system", action="append", default=[], metavar="NAME=MODEL",
                            help="hub id (hub-id@revision), folder or run file; may be repeated")  # fmt: skip
     reproduce.add_argument("--published", action="append", default=[], metavar="NAME=ROW",
-                           help="the published row that a system stands for (default: that of its model)")  # fmt: skip
-    reproduce.add_argument("--measure", action="append", default=[], help="besides nDCG@10; may be repeated")
+                           help="the published row to compare a system with (default: that of its model)")  # fmt: skip
+    reproduce.add_argument("--measure", action="append", default=[], help="in addition to nDCG@10; may be repeated")
     reproduce.add_argument("--baseline", help="the system to test against (default: the first)")
     reproduce.add_argument("--mode", choices=["corrected", "as_published"], default="corrected",
                            help="how the tasks of a TIREx corpus are pooled (default: %(default)s)")  # fmt: skip
@@ -168,13 +168,13 @@ def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """One option a setting, from ``Settings`` itself."""
+    """One option per setting, from ``Settings`` itself."""
     import dataclasses
 
     from .training.settings import Settings, descriptions, parsed
 
     told = descriptions()
-    group = parser.add_argument_group("settings", "what differs from the recipe")
+    group = parser.add_argument_group("settings", "settings that differ from the recipe")
     for field in dataclasses.fields(Settings):
         name, text = f"--{field.name.replace('_', '-')}", told[field.name].replace("%", "%%")
         if isinstance(field.default, bool):
@@ -330,7 +330,7 @@ def _system(args: argparse.Namespace, source: str) -> Any:
 
 
 def _named(argument: str) -> tuple[str, str]:
-    """The two sides of NAME=VALUE; the name is empty where there is none."""
+    """The two sides of NAME=VALUE; the name is empty if there is none."""
     name, separator, value = argument.partition("=")
     return (name, value) if separator else ("", argument)
 

@@ -1,4 +1,4 @@
-"""All errors of the package, as one tree: each is also the builtin that its like would be elsewhere.
+"""All errors of the package, as one tree. Each is also the builtin error that fits best.
 
 ::
 
@@ -8,18 +8,18 @@
     ├── DataFileError (ValueError)       a file of topics, judgments or texts cannot be read
     │   └── RunFileError                 a run file cannot be read
     ├── RankingError (ValueError)        a transformer does not rank what it was given
-    ├── ShardError (ValueError)          kept shards are of other work, unfinished or damaged
+    ├── ShardError (ValueError)          saved shards belong to other work, or are unfinished or damaged
     ├── TrainingDataError (ValueError)   data cannot be trained on
     ├── ReproductionError (ValueError)   nothing of a table could be run
-    ├── DownloadError (OSError)          no source gave a file
-    └── WorkerError (ChildProcessError)  Ray's workers died
+    ├── DownloadError (OSError)          a file could not be downloaded from any source
+    └── WorkerError (ChildProcessError)  workers of Ray died
 """
 
 from __future__ import annotations
 
 
 class RankDistillmError(Exception):
-    """Any error that this package raises under a name of its own."""
+    """The base class of this package's own errors."""
 
 
 class CheckpointError(RankDistillmError, ValueError):
@@ -51,19 +51,19 @@ class RunFileError(DataFileError):
 
 
 class RankingError(RankDistillmError, ValueError):
-    """A re-ranker (or first stage) that does not rank what it was given; the message names queries."""
+    """A re-ranker (or first stage) does not rank the documents that it was given; the message names queries."""
 
 
 class ShardError(RankDistillmError, ValueError):
-    """A shard folder that is of other work, unfinished or damaged."""
+    """A shard folder that belongs to other work, or is unfinished or damaged."""
 
 
 class TrainingDataError(RankDistillmError, ValueError):
-    """Data that cannot be trained on; the message lists all that is wrong, with counts and examples."""
+    """Data that cannot be trained on; the message lists all problems, with counts and examples."""
 
 
 class ReproductionError(RankDistillmError, ValueError):
-    """Nothing could be run, or a system gave no ranking of what it was given."""
+    """Nothing could be run, or a system did not rank the documents that it was given."""
 
 
 class OrderWarning(UserWarning):
@@ -71,8 +71,8 @@ class OrderWarning(UserWarning):
 
 
 class DownloadError(RankDistillmError, OSError):
-    """No source gave the file; the message says why for each of them."""
+    """The file could not be downloaded from any source; the message says why for each of them."""
 
 
 class WorkerError(RankDistillmError, ChildProcessError):
-    """Workers died again and again; the message names the shard they died of."""
+    """Workers died several times; the message names the shard that killed them."""

@@ -1,4 +1,4 @@
-"""The arguments of ``reproduce``, checked together, and what follows from them."""
+"""The arguments of ``reproduce``, checked together, and values derived from them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
 from .pooling import Mode
 
 CONDENSED = "first stage, condensed"
-"""The row of the first stage's documents whose text is there, in its order."""
+"""The row for the first stage cut to the documents that have a text."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of ``reproduce``, which says what they mean.
+    """The arguments of ``reproduce``; see there for their meaning.
 
     Raises:
-        ValueError: Some contradict themselves or each other; all are named.
+        ValueError: Arguments are invalid or contradict each other. The message names all of them.
     """
 
     table: Table
@@ -64,11 +64,11 @@ class Arguments:
 
     @property
     def needs_text(self) -> bool:
-        """Whether a system reads texts, or texts say what is ranked."""
+        """Whether a system reads texts, or only documents with a text are ranked."""
         return self.condensed or any(isinstance(system, pt.Transformer) for system in self.systems.values())
 
     def published_as(self, system: str) -> str | None:
-        """The published row that a system stands for."""
+        """The published row that a system is compared with."""
         if system == FIRST_STAGE:
             return FIRST_STAGE
         model = getattr(self.systems.get(system), "model", None)
@@ -76,7 +76,7 @@ class Arguments:
         return next((row for row in candidates if row in self.table.systems), None)
 
     def tolerance(self, system: str) -> float:
-        """How far a row may be from what was published."""
+        """The largest difference from a published value at which a row counts as reproduced."""
         return MODEL_TOLERANCE if isinstance(self.systems.get(system), pt.Transformer) else RUN_TOLERANCE
 
     def _problems_of_systems(self) -> Iterator[str]:
@@ -108,5 +108,5 @@ class Arguments:
 
 
 def file_name(name: str) -> str:
-    """A name as that of a file."""
+    """A name in a form that can be a file name."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"

@@ -1,4 +1,4 @@
-"""Who ranks what: the first stage's documents for a task, and the systems' runs over them, kept as files."""
+"""The first stage's documents for a task, and the systems' runs over them, kept as files."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class TaskRuns:
     """A first stage on a task, and the systems' runs over it.
 
     Args:
-        stage: What the user calls the first stage.
+        stage: The user's name for the first stage.
         task: The task.
         topics: Its judged topics.
-        all_topics: How many topics were given, judged or not.
+        all_topics: The number of topics that were given, judged or not.
         qrels: Its judgements.
         found: The first stage's run.
-        as_found: By what number a topic goes in the first stage's run file, where it is another than in the topics.
-        record: What all this was made from.
-        kept: The part of ``found`` that the systems rank: all of it, or where the texts are.
+        as_found: The number of a topic in the first stage's run file, by its qid, if the two differ.
+        record: The sources of all of this.
+        kept: The part of ``found`` that the systems rank: all of it or, for condensed lists, the documents with a text.
         runs: The systems' runs.
     """
 
@@ -60,19 +60,19 @@ class TaskRuns:
 
     @property
     def topic_counts(self) -> tuple[int, int]:
-        """How many topics there are, and how many there should be."""
+        """The actual and the expected number of topics."""
         wanted = self.task.topics
         whole = wanted in (0, len(self.topics), self.all_topics)
         return (wanted, wanted) if whole else (len(self.topics), wanted)
 
     @property
     def usual_depth(self) -> int:
-        """How many documents a topic usually has; some have fewer where the collection has no more."""
+        """The usual number of documents per topic; some topics have fewer if the collection has no more."""
         return int(self.found.groupby("qid").size().median())
 
 
 def left_out(not_run: Iterable[tuple[str, str, str]]) -> list[str]:
-    """What was not run, why, and what to do, in lines; tasks with one reason share a line."""
+    """What was not run, why, and what to do about it, as lines; tasks with the same reason share a line."""
     tasks: dict[tuple[str, str], list[str]] = {}
     for task, why, what_to_do in not_run:
         tasks.setdefault((why, what_to_do), []).append(task)
@@ -95,7 +95,7 @@ class Systems:
         self.made_with: dict[str, Any] = {}
 
     def first_stage(self, stage: str, task: Task, source: Any) -> TaskRuns | None:
-        """A first stage's documents for a task; None, and noted, where they cannot be had."""
+        """A first stage's documents for a task; None, with a note, if they are not available."""
         arguments = self.arguments
         if source is None:
             self._leave_out(task, "No first stage was given for it.", f"Give one, by task or corpus. {task.what_to_do}")
@@ -120,7 +120,7 @@ class Systems:
         return TaskRuns(stage, task, judged, len(topics), qrels, found, as_found, record, kept=found)
 
     def rank(self, ranked: TaskRuns) -> bool:
-        """Makes or reads the systems' runs; False, and noted, where texts cannot be had."""
+        """Makes or reads the systems' runs; False, with a note, if texts are not available."""
         with_text = ranked.found
         if self.arguments.needs_text:
             try:
@@ -144,12 +144,12 @@ class Systems:
         return True
 
     def nothing_ran(self) -> ReproductionError:
-        """Why, and what to do."""
+        """An error that says why nothing could be run, and what to do."""
         why = "\n".join(f"- {line}" for line in left_out(self.not_run))
         return ReproductionError(f"reproduce: nothing of {self.arguments.table.name} could be run:\n{why}")
 
     def note(self, note: str | None) -> None:
-        """Notes what a reader of the numbers has to know, once."""
+        """Records, once, something that a reader of the numbers needs to know."""
         if note and note not in self.notes:
             self.notes.append(note)
 
@@ -194,7 +194,7 @@ class Systems:
         topics: pd.DataFrame,
         path: Path,
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """A run in resumable, checked shards: what a teacher's run needs, a system's needs too."""
+        """Makes a system's run in resumable, checked shards, like a teacher's run."""
         arguments = self.arguments
         roles = Roles(
             "reproduce",

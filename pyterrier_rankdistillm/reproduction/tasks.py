@@ -55,7 +55,7 @@ class LoadedRun:
     Args:
         frame: Columns ``qid``, ``docno``, ``score``, ``rank`` (from 0, without gaps).
         origin: Where it came from and its checksum, for the record.
-        note: What was done to it, where something was.
+        note: What was changed in it, if anything.
     """
 
     frame: pd.DataFrame
@@ -64,9 +64,9 @@ class LoadedRun:
 
 
 def of_task(given: Any, task: Task) -> Any:
-    """What a mapping by task or corpus holds for a task; anything that is no mapping holds for all tasks.
+    """The value for a task in a mapping by task or corpus; anything that is not a mapping applies to all tasks.
 
-    ``{task}`` in the name of a file stands for the task, with dashes for slashes.
+    In a file name, ``{task}`` is replaced by the task, with dashes instead of slashes.
     """
     if isinstance(given, Mapping):
         given = given.get(task.name, given.get(task.corpus))
@@ -74,7 +74,7 @@ def of_task(given: Any, task: Task) -> Any:
 
 
 def first_stages(given: Any, table: Table) -> dict[str, dict[str, Any]]:
-    """First stages by name, and of each its sources by task; a first stage has not always a source for every task.
+    """First stages by name, each with its sources by task; a first stage may lack a source for some tasks.
 
     Raises:
         ValueError: A mapping has keys that are neither all tasks (or corpora) nor all names.
@@ -234,7 +234,7 @@ def matching_numbers(run: pd.DataFrame, topics: pd.DataFrame, task: Task) -> tup
     """Cranfield's queries have two numberings: 1 to 225, as the judgements', and the collection's own, with gaps.
 
     Returns:
-        The run, in the topics' numbering, and the number in the run of each topic where it is another.
+        The run, in the topics' numbering, and the number in the run of each topic for which the two differ.
 
     Raises:
         ValueError: The run has the collection's own numbers, but not all of them, so that they cannot be matched.
@@ -266,7 +266,7 @@ def _from_tira(approach: str, task: Task) -> Path:
 
 @contextmanager
 def _available(what: str) -> Iterator[None]:
-    """Failed downloads and missing licensed files are no errors of the user's; ir_datasets raises these for them."""
+    """Failed downloads and missing licensed files are not the user's errors; ir_datasets raises these for them."""
     try:
         yield
     except FileNotFoundError:
@@ -278,7 +278,7 @@ def _available(what: str) -> Iterator[None]:
 
 
 def _label(source: Any) -> str:
-    """What an unnamed first stage is called."""
+    """The name of an unnamed first stage."""
     if isinstance(source, str | os.PathLike):
         return Path(os.fspath(source).partition(":")[0]).name.split(".")[0].strip("-_{}") or FIRST_STAGE
     return FIRST_STAGE

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write to: it takes the target's place at the end, and vanishes after an error.
+    """A path beside ``target`` to write to. It replaces the target at the end, and is removed after an error.
 
-    Readers see the old file or the new one, also when the process is killed; then a hidden ``.{name}.*.tmp`` may stay.
+    Readers see either the old file or the new one. If the process is killed, a hidden ``.{name}.*.tmp`` may remain.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch_of(target)

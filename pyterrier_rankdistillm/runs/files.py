@@ -1,6 +1,6 @@
 """Runs on disk: TREC, Parquet and JSON lines, plain or gz, in PyTerrier's columns.
 
-In frames, ranks count from 0, as in PyTerrier; in files from 1, as trec_eval's and Lightning IR's.
+In frames, ranks count from 0, as in PyTerrier; in files they count from 1, as in those of trec_eval and Lightning IR.
 """
 
 from __future__ import annotations
@@ -68,19 +68,20 @@ def read_file(source: Source, *, duplicates: Literal["error", "drop", "keep"] = 
 
 
 def read_parts(source: Source) -> Iterator[pd.DataFrame]:
-    """Reads a run that is larger than memory: as ``read``, in frames of whole rankings, some 100,000 rows each.
+    """Reads a run that is larger than memory: like ``read``, in frames of whole rankings, about 100,000 rows each.
 
-    In memory are a few blocks of the file and the qids so far (and all of a Parquet file in gz).
+    Only a few blocks of the file and the qids so far are held in memory (and all of a gzipped Parquet file).
 
     Args:
-        source: As for ``read``. The rows of a query must lie together.
+        source: As for ``read``. The rows of a query must be contiguous.
 
     Yields:
-        Frames as ``read`` gives them: joined, they are the frame that ``read`` gives.
+        Frames like those of ``read``; concatenated, they are the frame that ``read`` returns.
 
     Raises:
-        RunFileError: As ``read``, when the place is reached; also where a query comes again after other queries.
-        ImportError: A Parquet file, without pyarrow.
+        RunFileError: As for ``read``, when the malformed place is reached; also if the rows of a query are not
+            contiguous.
+        ImportError: It is a Parquet file, and pyarrow is not installed.
     """
     seen: set[str] = set()
     before = 0  # rows of the file that were given already
@@ -107,19 +108,20 @@ def write(
     format: Format | None = None,  # noqa: A002
     tag: str = TAG,
 ) -> None:
-    """Writes a run. A file appears whole or not at all, with equal bytes for equal runs.
+    """Writes a run. Files are written atomically, and equal runs give equal bytes.
 
     Args:
-        run: Columns ``qid``, ``docno``, ``score`` and, where it is there, ``rank``: its order is kept, written from 1
-            without gaps; otherwise ranks follow the scores. TREC files hold these columns only, the other formats all.
+        run: Columns ``qid``, ``docno``, ``score`` and optionally ``rank``, whose order is kept and written from 1
+            without gaps. Without ``rank``, ranks follow the scores. TREC files hold these columns only, the other
+            formats hold all.
         target: Path, or a stream (written to, left open).
         format: Default: by the path's suffix (.run, .trec, .res, .txt; .tsv with tabs; .parquet, .pq; .jsonl, .ndjson;
             each also with .gz); for streams TREC.
         tag: The system's name in TREC files, without white space.
 
     Raises:
-        ValueError: The frame is no run, or its ids do not fit the format; the message names the row.
-        ImportError: Parquet, without pyarrow.
+        ValueError: The frame is not a run, or its ids do not fit the format; the message names the row.
+        ImportError: The format is Parquet, and pyarrow is not installed.
     """
     with writer(target, format=format, tag=tag) as append:
         append(run)
@@ -127,10 +129,10 @@ def write(
 
 @contextmanager
 def writer(target: Source, *, format: Format | None = None, tag: str = TAG) -> Iterator[Append]:  # noqa: A002
-    """As ``write``, piece by piece: gives a function that appends a frame of whole rankings.
+    """Like ``write``, piece by piece: yields a function that appends a frame of whole rankings.
 
     Raises:
-        ValueError: As ``write``; also when a query is appended a second time, or nothing was appended at all.
+        ValueError: As for ``write``; also if a query is appended a second time, or nothing was appended at all.
     """
     seen: set[str] = set()
     with ExitStack() as stack:
@@ -158,7 +160,7 @@ def dataset_of(path: str | os.PathLike[str]) -> str:
     """The ir_datasets id in a Lightning IR file name, such as ``__colbert__msmarco-passage-train-judged.run.gz``.
 
     Raises:
-        ValueError: The name is not of that form, or no dataset (or more than one) has such a name.
+        ValueError: The name does not have that form, or fits no dataset or more than one.
     """
     name = Path(path).name
     stem = name.removesuffix(".gz")
@@ -210,7 +212,7 @@ def _rewindable(source: IO[bytes] | IO[str], stack: ExitStack) -> IO[bytes]:
 
 
 class _FromHere(io.RawIOBase):
-    """A stream whose beginning is where another one stands now, and that does not close it."""
+    """A stream that starts at the current position of another stream, and does not close it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._start = stream, stream.tell()
@@ -228,7 +230,7 @@ class _FromHere(io.RawIOBase):
         return self._stream.read()
 
     def readinto(self, buffer: Any) -> int:
-        # read1, where there is one, gives what is there before it complains of a broken stream.
+        # read1, if it exists, returns the available bytes before it raises an error about a broken stream.
         data = getattr(self._stream, "read1", self._stream.read)(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -241,7 +243,7 @@ class _FromHere(io.RawIOBase):
 
 
 def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[int], str]]:
-    """The rows in pieces, not yet checked for what rows have in common, and what to call a row in messages."""
+    """The rows in pieces, not yet checked across rows, and a function that names a row in messages."""
     start = bytearray(4)
     stream.readinto(start)
     stream.seek(0)
@@ -255,7 +257,7 @@ def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[in
 def _text_pieces(
     stream: IO[bytes], name: str, parse: Callable[[bytes], pd.DataFrame], fault: Callable[[str], str | None]
 ) -> Iterator[pd.DataFrame]:
-    """The frames that a fast parser makes of blocks; where it stumbles, a slow one looks for the line."""
+    """The frames that a fast parser makes of blocks. If it fails, a slow one looks for the malformed line."""
     ranked = None
     try:
         for block in _blocks(stream):
@@ -273,7 +275,7 @@ def _text_pieces(
 
 
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """The stream from its start in blocks of whole lines, none of them blank."""
+    """The stream from its start, in blocks of whole lines, without blank lines."""
     stream.seek(0)
     rest = b""
     while data := stream.read(_BLOCK):
@@ -286,13 +288,13 @@ def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _checked(run: pd.DataFrame, where: Callable[[int], str], *, before: int = 0, repeated: bool = True) -> pd.DataFrame:
-    """Parsed rows, of which ``before`` rows of the file come first, as ``read`` gives them."""
+    """Parsed rows in the form that ``read`` returns; ``before`` is the number of the file's rows before them."""
     ids = Ids.of(run)
     fault = first_fault(run, ids, repeated=repeated)
     if fault is not None:
         hint = " runs.read(..., duplicates='drop') keeps the better-ranked one." if fault.kind == "twice" else ""
         raise RunFileError(f"{where(before + fault.row)}: {fault.what}.{hint}")
-    # Equal ids share one string: a column costs a pointer a row, not a string a row.
+    # Equal ids share one string: a column takes one pointer per row, not one string per row.
     run = run.assign(qid=ids.qids.take(ids.query), docno=ids.docnos.take(ids.document), rank=positions(run, ids))
     columns = [*REQUIRED, "rank", *(c for c in run.columns if c not in (*REQUIRED, "rank"))]
     return run[columns]
@@ -313,7 +315,7 @@ def _whole_rankings(pieces: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
 
 
 def _comes_again(qid: pd.Series, seen: set[str]) -> int | None:
-    """The first row in which a query that was seen begins anew; the others are added to ``seen``."""
+    """The first row of a query that was seen before, if any; new queries are added to ``seen``."""
     starts = np.flatnonzero(qid != qid.shift())
     for start, value in zip(starts, qid.iloc[starts], strict=True):
         if value in seen:
@@ -327,12 +329,12 @@ def _trec(block: bytes) -> pd.DataFrame:
     run = _plain_trec(block, "\t" if b"\t" in head else " ")
     if run is not None:
         return run
-    # One column more than a line has, so that the parser, which fills up short lines, does not cut long ones silently.
+    # One column more than a line has, so that the parser, which pads short lines, does not silently cut long ones.
     names = [*_FIELDS, "more"]
     kinds = {**dict.fromkeys(names, str), "rank": np.int64, "score": np.float64}
-    # pandas before 3 reads numbers to the last digit only when asked, pandas 3 warns when asked.
+    # pandas before 3 reads numbers to the last digit only with this option, and pandas 3 warns about it.
     exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-    if len(head.split()) > len(_FIELDS):  # the parser would allow as many everywhere
+    if len(head.split()) > len(_FIELDS):  # the parser would allow that many fields in all lines
         raise ValueError("too many fields")
     parsed: pd.DataFrame = pd.read_csv(
         io.BytesIO(block), sep=r"\s+", header=None, names=names, index_col=False, dtype=cast(Any, kinds),
@@ -344,9 +346,9 @@ def _trec(block: bytes) -> pd.DataFrame:
 
 
 def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
-    """The fastest parser, pyarrow's, where it is installed, for good lines with one separator between fields.
+    """The fastest parser, pyarrow's, if installed, for well-formed lines with one separator between fields.
 
-    Whatever it does not take is None, and left to the other parser, to read or to explain.
+    For other lines it returns None; the other parser then reads them, or says what is wrong.
     """
     if importlib.util.find_spec("pyarrow") is None:
         return None
@@ -395,7 +397,7 @@ def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     """Numbered lines from the start, without the white space around them and without blank ones.
 
     Raises:
-        RunFileError: A line is no UTF-8, or the gz stream is broken after it.
+        RunFileError: A line is not UTF-8, or the gz stream is broken after it.
     """
     stream.seek(0)
     number = 0
@@ -420,7 +422,7 @@ def _line_of(stream: IO[bytes], row: int) -> int:
 
 
 def _records(block: bytes) -> pd.DataFrame:
-    """A frame with the right names and types, or an error that does not say much."""
+    """A frame with the right names and types; its errors do not say which line is wrong."""
     lines = block.decode("utf-8-sig").split("\n")
     frame = pd.DataFrame.from_records([json.loads(line) for line in lines if line and not line.isspace()])
     frame = frame.rename(columns=_aliases(frame.columns))
@@ -472,7 +474,7 @@ def _record_fault(line: str) -> str | None:
 
 def _parquet_pieces(stream: Any, name: str) -> Iterator[pd.DataFrame]:
     pa, pq = _pyarrow(f"{name}, a Parquet file,")
-    if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which gz cannot do well
+    if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which is slow in gz files
         stream = pa.BufferReader(stream.read())
     try:
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)  # else it holds all that it has read
@@ -572,7 +574,7 @@ def _format_of(path: Path, chosen: Format | None) -> Format:
 
 
 def _target(stack: ExitStack, target: Source, chosen: Format | None) -> tuple[Format, Any]:
-    """The format, and a stream that becomes the file when the stack is left without an error."""
+    """The format, and a stream that becomes the file when the stack is closed without an error."""
     if chosen not in (None, *get_args(Format)):
         raise ValueError(f"write: format must be None or one of {', '.join(get_args(Format))}, got {chosen!r}.")
     if not isinstance(target, str | os.PathLike):
@@ -590,7 +592,7 @@ def _target(stack: ExitStack, target: Source, chosen: Format | None) -> tuple[Fo
 
 
 class _Encoded:
-    """A stream of text as one of bytes."""
+    """A text stream as a stream of bytes."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream

@@ -64,7 +64,7 @@ class MadeRun:
 
     Args:
         path: The run file.
-        record: What it was made with; also in ``{path}.json``.
+        record: How it was made; also in ``{path}.json``.
     """
 
     path: Path
@@ -92,11 +92,11 @@ def make_teacher_run(
 ) -> MadeRun:
     """Lets a teacher re-rank a first stage, and writes its run.
 
-    The work is done in shards of queries, kept in ``{output}.shards``. Whenever it stops, the same call goes on after
-    the last finished shard, and the file is the same, byte for byte, as without the stop (given a teacher whose ranking
-    follows from its input and the random seeds; those of ``random``, numpy and torch are set for every shard).
-    Afterwards the record ``{output}.json`` lies beside the run and the shards are deleted. A call that finds run and
-    record of the same work returns them.
+    The work is done in shards of queries, kept in ``{output}.shards``. If it stops, the same call continues after the
+    last finished shard, and the file is byte for byte the same as without the interruption (if the teacher's ranking
+    depends only on its input and the random seeds; those of ``random``, numpy and torch are set for every shard). At
+    the end, the record ``{output}.json`` is written beside the run, and the shards are deleted. If run and record of
+    the same work exist already, they are returned.
 
     Args:
         teacher: A re-ranker: any transformer, an open checkpoint, or a hub id or folder of one. It gets what the first
@@ -110,8 +110,8 @@ def make_teacher_run(
         seed: Of the random number generators.
         model: The teacher's model, for the record, where the teacher's own settings do not say it.
         revision: The model's revision, for the record.
-        settings: Anything else for the record, as JSON values. A change of it, as of any argument but ``verbose``,
-            makes it other work.
+        settings: Anything else for the record, as JSON values. If it changes, or any other argument except ``verbose``,
+            the work counts as other work.
         on_fault: What to do with a query whose ranking lacks, invents or repeats documents, has a score that is no
             number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
         verbose: Show a progress bar.
@@ -123,8 +123,8 @@ def make_teacher_run(
 
     Raises:
         RankingError: A faulty ranking; the shards finished so far stay.
-        ShardError: ``{output}.shards`` is of other work.
-        FileExistsError: ``output`` is of other work.
+        ShardError: ``{output}.shards`` belongs to other work.
+        FileExistsError: ``output`` belongs to other work.
     """
     who = _TEACHER.caller
     asked = topics_of(topics, who=who)

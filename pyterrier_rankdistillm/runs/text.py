@@ -1,7 +1,7 @@
 """Queries, judgments and texts of any ir_datasets collection, as PyTerrier expects them: in ``query`` and ``text``.
 
-Collections have one field or many (title, narrative, abstract, ...). Which of them make up the text is said by
-ir_datasets itself, in ``default_text()``; Lightning IR reads the same, so models see what they were trained on.
+Collections have one field or many (title, narrative, abstract, ...). ``default_text()`` of ir_datasets decides which of
+them make up the text. Lightning IR reads the same fields, so models see what they were trained on.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def text_loader(dataset: Dataset, *, fields: Sequence[str] | None = None, who: s
 class TextLoader(pt.Transformer):
     """Adds ``text`` to a frame with ``docno``, from an ir_datasets collection; made by ``text_loader``.
 
-    Each distinct document is fetched once a frame, and rows with the same document share its text in memory.
+    Each distinct document is fetched once per frame, and rows with the same document share its text in memory.
 
     Args:
         dataset: The collection's id.
@@ -122,7 +122,7 @@ class TextLoader(pt.Transformer):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that the texts are made of (for ``default_text()`` known once a text was loaded)."""
+        """The fields that the texts are made of (with ``default_text()``, known once a text has been loaded)."""
         return self._reader.used
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -149,7 +149,7 @@ class TextLoader(pt.Transformer):
         return _reopened, (self._given, self._fields)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
-        """Lets ``loader % k`` cut before it loads."""
+        """Lets ``loader % k`` apply the cutoff before it loads texts."""
         return pt.RankCutoff(k) >> self
 
     def __repr__(self) -> str:
@@ -259,7 +259,7 @@ def _name(dataset: Dataset) -> str:
 
 
 class _FieldReader:
-    """Makes one text of a record, and notes the fields that it took."""
+    """Makes one text of a record, and records the fields that it used."""
 
     def __init__(self, record_type: type, fields: Sequence[str] | None, context: str) -> None:
         names = [name for name in cast(Any, record_type)._fields if name not in ("doc_id", "query_id")]
@@ -286,13 +286,13 @@ def _fields_asked(default_text: Any, record: Any) -> tuple[str, ...]:
     witness = _Witness(record)
     try:
         default_text(witness)
-    except TypeError:  # it does more with its record than to ask for fields
+    except TypeError:  # it does more with its record than read fields
         return ("default_text()",)
     return tuple(witness.__dict__["asked"])
 
 
 class _Witness:
-    """A record that notes which fields it is asked for."""
+    """A record that notes which of its fields are read."""
 
     def __init__(self, record: Any) -> None:
         self.__dict__.update(record=record, asked={})

@@ -76,7 +76,7 @@ def run_file_of(run: RayRun, folder: Path) -> Path:
 
 
 def rankings_of(file: Path, folder: Path) -> Rankings:
-    """A run file, mapped; the mapped form lies beside it, or in ``folder`` where that cannot be written to."""
+    """A run file, mapped; the mapped form is kept beside it, or in ``folder`` if that is not writable."""
     beside = os.access(file.parent, os.W_OK)
     return Rankings.from_file(file, folder=None if beside else folder)
 

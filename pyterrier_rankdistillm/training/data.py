@@ -75,10 +75,10 @@ class Problems:
             self.unusable.setdefault(reason, []).extend(qids)
 
     def check(self, queries: int, on_unusable: str) -> dict[str, int]:
-        """Raises what is wrong.
+        """Raises an error that lists everything that is wrong.
 
         Args:
-            queries: How many queries there are in all.
+            queries: The total number of queries.
             on_unusable: Whether unusable queries are an error.
 
         Returns:
@@ -452,7 +452,7 @@ def _relevance(problems: Problems, qrels: Qrels | None, rankings: Rankings | Non
 
 
 class _Obtainable:
-    """Labels, without those of relevant documents whose text cannot be had."""
+    """Labels, without those of relevant documents that have no text."""
 
     def __init__(self, relevance: Mapping[str, Mapping[str, int]], texts: Texts) -> None:
         self._relevance = relevance

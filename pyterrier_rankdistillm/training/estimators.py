@@ -83,18 +83,17 @@ class _StudentEstimator(pt.Estimator):
 
         Args:
             topics_or_res_tr: The first stage's results for the training topics: ``qid``, ``query``, ``docno``, the
-                text, ``rank`` or ``score``. With ``run``: the topics (``qid``, ``query``), where the run does not say
-                them.
+                text, ``rank`` or ``score``. With ``run``: the topics (``qid``, ``query``), unless the run has them.
             qrels_tr: Relevance labels: ``qid``, ``docno``, ``label`` (relevant above 0).
-            topics_or_res_va: The first stage's results for other topics, to validate on; with ``qrels_va``.
-            qrels_va: Their relevance labels.
+            topics_or_res_va: The first stage's results for the validation topics; requires ``qrels_va``.
+            qrels_va: The relevance labels of the validation topics.
             run: Instead of results: a run file (TREC, Parquet, JSON lines) or a published run
                 (``"rankdistillm:rankzephyr"``). It is not read into memory.
-            text: Where texts come from that the frames do not have: a text loader, or a dataset as for
-                ``runs.text_loader``. Overrules the constructor's.
+            text: A source for texts that are not in the frames: a text loader, or a dataset as for
+                ``runs.text_loader``. Overrides the constructor's.
 
         Raises:
-            TrainingDataError: The data cannot be trained on; all that is wrong with it is in the message.
+            TrainingDataError: The data cannot be trained on. The message lists all problems.
             CheckpointError: The student cannot be opened.
         """
         who = type(self).__name__
@@ -142,7 +141,7 @@ class _StudentEstimator(pt.Estimator):
         """
         inp = self._with_text(inp)
         if self._reranker is None:
-            if inp.empty:  # inspection asks for the columns
+            if inp.empty:  # inspection needs the columns
                 self._template().check_columns(inp)
                 return ranked(inp, np.empty(0, dtype=np.float32))
             raise RuntimeError(f"{type(self).__name__}: there is nothing to re-rank with yet. Call fit first.")
@@ -214,12 +213,12 @@ class _StudentEstimator(pt.Estimator):
 
     @property
     def losses(self) -> Losses:
-        """What is minimised."""
+        """The loss that is minimised."""
         return Losses.of(self.settings.loss)
 
     @property
     def training(self) -> Training:
-        """How the last ``fit`` went: losses, validations, what was left out; with ``.table`` and ``.plot()``.
+        """The record of the last ``fit``: losses, validations, what was left out; with ``.table`` and ``.plot()``.
 
         Raises:
             RuntimeError: ``fit`` was not called.
@@ -265,17 +264,18 @@ class FineTuning(_StudentEstimator):
     training list is one relevant passage and some that the first stage found but that are not relevant.
 
     Args:
-        student: What to start from; never changed. A backbone's hub id or folder (ELECTRA, or BERT, whose encoder has
-            the same shape; it gets a new head, drawn from the seed), a checkpoint's, an open ``Checkpoint``, or a
-            re-ranker, whose settings the trained one takes over.
+        student: What to start from; it is never changed. The hub id or folder of a backbone (ELECTRA, or BERT, whose
+            encoder has the same shape; it gets a new head, drawn from the seed) or of a checkpoint; or an open
+            ``Checkpoint``; or a re-ranker, whose settings the trained one takes over.
         recipe: ``"rank-distillm"`` (the default: softmax cross-entropy of one relevant passage against 7 of the top
             200, 20,000 steps of 32 lists), or a YAML file of settings.
-        text: Where texts come from that the frames do not have, as those of relevant passages that were not retrieved:
-            a text loader or a dataset. Without it, only relevant passages whose text is in the frame are used.
-        **settings: What is to differ from the recipe; see ``Settings``.
+        text: A source for texts that are not in the frames, such as those of relevant passages that were not
+            retrieved: a text loader or a dataset. Without it, only relevant passages whose text is in the frame are
+            used.
+        **settings: Settings that differ from the recipe; see ``Settings``.
 
     Raises:
-        ValueError: Settings that are unknown, out of range or contradict each other: all at once.
+        ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
 
     Method: Gao et al., Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, ECIR 2021,
     https://arxiv.org/abs/2101.08751, as used by Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -302,17 +302,17 @@ class Distillation(_StudentEstimator):
     ``(first_stage >> Distillation(stage1.reranker, teacher=rank_zephyr)).fit(topics, None)``; then it re-ranks.
 
     Args:
-        student: What to start from, as for ``FineTuning``; also a ``FineTuning`` that is fitted by then.
-        teacher: A re-ranker (any PyTerrier transformer), which ranks the first stage's top ``depth``; or its run: a
-            frame, a run file, or a published run (``"rankdistillm:rankzephyr"``). None: the ranking that is given to
+        student: What to start from, as for ``FineTuning``, or a ``FineTuning``, which must be fitted first.
+        teacher: A re-ranker (any PyTerrier transformer), which ranks the first stage's top ``depth``; or the run of
+            one: a frame, a run file, or a published run (``"rankdistillm:rankzephyr"``). None: the ranking passed to
             ``fit`` is the teacher's.
-        recipe: ``"rank-distillm"`` (the default: RankNet over 100 passages a query, 3 epochs of steps of 32 lists), or
+        recipe: ``"rank-distillm"`` (the default: RankNet over 100 passages per query, 3 epochs, 32 lists per step), or
             a YAML file of settings.
-        text: Where texts come from that the frames do not have: a text loader or a dataset.
-        **settings: What is to differ from the recipe; see ``Settings``.
+        text: A source for texts that are not in the frames: a text loader or a dataset.
+        **settings: Settings that differ from the recipe; see ``Settings``.
 
     Raises:
-        ValueError: Settings that are unknown, out of range or contradict each other: all at once.
+        ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """

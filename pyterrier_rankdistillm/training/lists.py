@@ -1,4 +1,4 @@
-"""The lists that a training consists of: which query comes when, which documents it has, as token ids with targets."""
+"""The lists that a training consists of: the order of the queries, and their documents as token ids with targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .losses import Kind
 from .sampling import Draw, Sampling, generator, near_duplicate
 
 _KEPT_TOKENS = 64_000_000
-"""Token ids of documents that are kept, 256 MB: those of a smaller collection are made once, whatever the epochs."""
+"""Number of token ids of documents that are kept (256 MB). A smaller collection is tokenised only once."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class TrainingList:
 
     Args:
         qid: The query's id.
-        pairs: Encoder inputs, one a document.
-        targets: What a loss compares scores with, by kind; each one number a document, shape (documents,).
+        pairs: Encoder inputs, one per document.
+        targets: What a loss compares scores with, by kind; one number per document, shape (documents,).
     """
 
     qid: str
@@ -56,8 +56,8 @@ class Texts:
     """Texts by docno.
 
     Args:
-        known: Those that are at hand.
-        loader: Gives all others; None: there are no others.
+        known: Texts that are already loaded.
+        loader: Loads all other texts; None: there are no others.
     """
 
     known: Mapping[str, str] = field(default_factory=dict)
@@ -82,15 +82,15 @@ class Texts:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained on, wherever it lies.
+    """The data to train on, wherever it is stored.
 
     Args:
-        rankings: One a query; a teacher's, or a first stage's whose lower parts are negatives.
-        members: Which of them are used, by their position, shape (queries,).
+        rankings: One per query: a teacher's ranking, or a first stage's whose lower part gives negatives.
+        members: The positions of the rankings that are used, shape (queries,).
         queries: Query texts by qid.
         texts: Document texts.
-        relevance: Labels by qid and docno; empty where only the ranking counts.
-        labelled: Whether the labels are the targets of every loss, and not the ranking.
+        relevance: Labels by qid and docno; empty if only the ranking counts.
+        labelled: Whether the targets of every loss are the labels rather than the ranking.
     """
 
     rankings: Rankings
@@ -102,10 +102,10 @@ class TrainingData:
 
 
 class Lists(torch.utils.data.Dataset[TrainingList]):
-    """All lists of a training, from the first step's to the last's.
+    """All lists of a training, from those of the first step to those of the last.
 
-    List ``i`` follows from the data, the seed and ``i`` alone, so that a training can go on anywhere, in any number of
-    processes.
+    List ``i`` depends on the data, the seed and ``i`` only, so a training can be resumed at any step, with any number
+    of processes.
 
     Args:
         data: Queries and rankings.
@@ -156,7 +156,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[TrainingList]:
-        """Several lists at once: their texts are fetched, and tokenised, together."""
+        """Several lists at once; their texts are fetched and tokenised together."""
         drawn = [self._draw(index) for index in indices]
         try:
             tokens = self._documents.of({docno for draw, _ in drawn for docno in draw.docnos})
@@ -199,7 +199,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         return draw, ranking
 
     def _any_docno(self, rng: np.random.Generator) -> str:
-        """A document of any ranking, those of more rankings more often."""
+        """A document of any ranking; documents that occur in more rankings are drawn more often."""
         rankings = self.data.rankings
         return rankings.docnos[int(rng.integers(rankings.rows))]
 
@@ -224,7 +224,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
     def _without_near_duplicates(
         self, draw: Draw, relevance: Mapping[str, int], tokens: Mapping[str, Tokens]
     ) -> tuple[list[str], Mapping[str, Tokens]]:
-        """Exchanges unjudged documents that nearly repeat a relevant one of the list: they are relevant too."""
+        """Replaces unjudged near-duplicates of a relevant document of the list, since they are relevant too."""
         relevant = [tokens[docno].ids for docno in draw.docnos if relevance.get(docno, 0) > 0]
         known = dict(tokens)
 
@@ -273,7 +273,7 @@ def _ranks_of(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 class _DocumentTokens:
-    """Token ids of documents; those used last are kept."""
+    """Token ids of documents; the most recently used are kept."""
 
     def __init__(self, tokenizer: PairTokenizer, texts: Texts, kept_tokens: int) -> None:
         self.tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""The measure that a student is watched by while it is trained."""
+"""The validation of a student during training."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Validation:
-    """Rankings of topics that are not trained on, and how they are judged.
+    """Rankings of the validation topics, their judgments, and the measure.
 
     Args:
         run: Columns ``qid``, ``query``, ``docno``, ``text``, ``score``, ``rank``.
         qrels: ir-measures' columns ``query_id``, ``doc_id``, ``relevance``; of the run's topics only.
-        measure: What is computed, the mean over the topics.
+        measure: The measure that is computed; the mean over the topics is used.
     """
 
     run: pd.DataFrame
@@ -43,7 +43,7 @@ class Validation:
         text: Texts | None,
         text_field: str,
     ) -> Validation | None:
-        """The validation that is asked for; None where there are no validation topics.
+        """The validation that is asked for; None without validation topics.
 
         Raises:
             TrainingDataError: Something is missing.
@@ -86,7 +86,7 @@ class Validation:
     def __call__(self, reranker: MonoElectraReRanker) -> float:
         """The measure of a re-ranker over the run."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # the settings say what is read
+            warnings.simplefilter("ignore", TruncationWarning)  # the settings say how much is read
             ranking = reranker.transform(self.run)[["qid", "docno", "score"]]
         ranking = ranking.rename(columns={"qid": "query_id", "docno": "doc_id"})
         return float(ir_measures.calc_aggregate([self.measure], self.qrels, ranking)[self.measure])
