@@ -160,7 +160,7 @@ class Systems:
         if isinstance(source, pt.Transformer):
             found, record = self._make(FIRST_STAGE, pt.Transformer.identity(), source, judged, path)
             return found, {}, {"made by": record["first_stage"], "md5": record["md5"]}
-        loaded = task_data.load_run(source, task)
+        loaded = task_data.load_run(source, task, "first_stage")
         self.note(loaded.note)
         found, as_found = task_data.matching_numbers(loaded.frame, topics, task)
         found = found[found["qid"].isin(judged["qid"]) & (found["rank"] < self.arguments.depth)].reset_index(drop=True)
@@ -211,7 +211,7 @@ class Systems:
 
     def _finished(self, name: str, system: Any, ranked: TaskRuns) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A run that was made elsewhere, of the documents that the other systems rank."""
-        loaded = task_data.load_run(system, ranked.task)
+        loaded = task_data.load_run(system, ranked.task, f"system {name!r}")
         self.note(loaded.note)
         run, _ = task_data.matching_numbers(loaded.frame, ranked.topics, ranked.task)
         run = run[run["qid"].isin(ranked.topics["qid"])]

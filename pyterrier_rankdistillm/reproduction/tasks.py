@@ -122,7 +122,7 @@ def check_sources(stages: Mapping[str, Mapping[str, Any]], arguments: Arguments)
             for sources in stages.values():
                 source = sources.get(task.name)
                 if source is not None and not isinstance(source, pt.Transformer) and not _is_tira(source):
-                    run_for(source, task)
+                    run_for(source, task, "first_stage")
         for argument, given, accepted in (
             ("topics", arguments.topics, TOPICS), ("qrels", arguments.qrels, QRELS), ("text", arguments.text, TEXTS),
         ):  # fmt: skip
@@ -187,14 +187,14 @@ def add_text(
         return with_text, tuple(getattr(loader, "fields", ("text",)))
 
 
-def load_run(source: Any, task: Task) -> LoadedRun:
+def load_run(source: Any, task: Task, argument: str) -> LoadedRun:
     """A run from a frame, a file (``{task}`` in its name stands for the task, with dashes for slashes), or TIRA.
 
     Raises:
         DataUnavailable: A file of a pattern is not there, or TIRA does not give the run.
         InputError, RunFileError: It is not a run, or one whose ranks contradict its scores.
     """
-    given = run_for(source, task)
+    given = run_for(source, task, argument)
     md5 = frame_digest(given.source) if isinstance(given.source, pd.DataFrame) else md5_of(cast(Path, given.file))
     run, again = given.deduplicated()
     odd = contradiction(run)
@@ -206,7 +206,7 @@ def load_run(source: Any, task: Task) -> LoadedRun:
     return LoadedRun(run[_RUN_COLUMNS], {"source": given.name, "md5": md5}, note if again else None)
 
 
-def run_for(source: Any, task: Task) -> GivenRun:
+def run_for(source: Any, task: Task, argument: str) -> GivenRun:
     """The run of a task, which is there, but not read yet.
 
     Raises:
@@ -215,13 +215,13 @@ def run_for(source: Any, task: Task) -> GivenRun:
     """
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
     if _is_tira(source):
-        return run_of(_from_tira(name.partition(":")[2] or TIRA, task), who="reproduce")
+        return run_of(_from_tira(name.partition(":")[2] or TIRA, task), who="reproduce", argument=argument)
     if _TASK in name:
         path = Path(str(of_task(name, task))).expanduser()
         if not path.exists():
             raise DataUnavailable(f"There is no file {path}.")
-        return run_of(path, who="reproduce")
-    found = run_of(source, who="reproduce")
+        return run_of(path, who="reproduce", argument=argument)
+    found = run_of(source, who="reproduce", argument=argument)
     if found.published and not task.dataset.startswith(PARENT):
         raise found.door.wrong(
             f"must be of the topics of {task.name}: published runs rank the training queries of MS MARCO, got "

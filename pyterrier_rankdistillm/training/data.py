@@ -431,7 +431,8 @@ def _asked(teacher: pt.Transformer, problems: Problems, settings: Settings, foun
                 problems.who,
                 "the teacher",
                 "the teacher's ranking",
-                "A teacher must rank just the documents that it is given. Mend it, or leave such queries out with "
+                "A teacher must be a re-ranker: it ranks just the documents that it is given. "
+                "Mend it, or leave such queries out with "
                 "on_unusable='skip'.",
             ),
             depth=settings.depth or int(frame.groupby("qid").size().max()),

@@ -14,10 +14,10 @@ import tiny
 import toy
 
 from pyterrier_rankdistillm import Distillation, runs
+from pyterrier_rankdistillm.runs.given import run_of
 from pyterrier_rankdistillm.training.data import (
     Sourced,
     TrainingDataError,
-    is_published,
     labelled_data,
     taught_data,
 )
@@ -356,7 +356,11 @@ def test_a_malformed_run(tmp_path: Path) -> None:
     ],
 )
 def test_is_published(run: Any, published: bool) -> None:
-    assert is_published(run) == published
+    if published:
+        assert run_of(run, who="f").published
+    else:
+        with pytest.raises((TypeError, FileNotFoundError, ValueError)):
+            run_of(run, who="f")
 
 
 # --- nothing is begun where data is bad ---
