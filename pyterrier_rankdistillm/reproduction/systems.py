@@ -171,12 +171,7 @@ class Systems:
 
     def _with_text(self, ranked: TaskRuns) -> pd.DataFrame:
         task = ranked.task
-        with_text, fields = task_data.add_text(
-            ranked.found,
-            task_data.of_task(self.arguments.text, task),
-            task,
-            condensed=self.arguments.condensed,
-        )
+        with_text, fields = task_data.add_text(ranked.found, task_data.of_task(self.arguments.text, task), task)
         there, wanted = len(with_text), len(ranked.found)
         if there == 0 or (there < wanted and not self.arguments.condensed):
             raise ReproductionError(

@@ -33,7 +33,7 @@ from ..runs.given import (
 )
 from ..runs.published import PARENT
 from ..runs.records import frame_digest
-from ..runs.text import join_text, texts_by
+from ..runs.text import texts_by
 from .arguments import Arguments
 from .catalogue import FIRST_STAGE, Table, Task
 
@@ -155,36 +155,31 @@ def load_qrels(given: Qrels | None, task: Task) -> pd.DataFrame:
         InputError, DataFileError: They are no judgments.
     """
     with _available("judgments"):
-        return qrels_of(task.dataset if given is None else given, who="reproduce")
+        qrels = qrels_of(task.dataset if given is None else given, who="reproduce")
+    if qrels.empty:
+        raise Door("reproduce", "qrels", QRELS).wrong(f"of {task.name} must not be empty.")
+    return qrels
 
 
-def add_text(
-    run: pd.DataFrame, given: Texts | None, task: Task, *, condensed: bool = False
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def add_text(run: pd.DataFrame, given: Texts | None, task: Task) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Adds ``text`` to a run.
 
     Args:
         run: The documents.
         given: Where texts come from; default: the task's dataset.
         task: The task.
-        condensed: Whether documents without a text are left out, rather than an error.
 
     Returns:
-        The run, and the fields that were read.
+        The run, without the documents that have no text, and the fields that were read.
 
     Raises:
         DataUnavailable: The texts cannot be had here.
-        KeyError: A document has no text.
     """
     with _available("documents"):
         loader = texts_of(task.dataset if given is None else given, who="reproduce")
-        if condensed:
-            texts = texts_by(loader, run["docno"].unique().tolist())
-            kept = run[run["docno"].isin(texts)].reset_index(drop=True)
-            with_text = kept.assign(text=[texts[docno] for docno in kept["docno"]])
-        else:
-            with_text = join_text(run, loader)
-        return with_text, tuple(getattr(loader, "fields", ("text",)))
+        texts = texts_by(loader, run["docno"].unique().tolist())
+        kept = run[run["docno"].isin(texts)].reset_index(drop=True)
+        return kept.assign(text=[texts[docno] for docno in kept["docno"]]), tuple(getattr(loader, "fields", ("text",)))
 
 
 def load_run(source: Any, task: Task, argument: str) -> LoadedRun:
