@@ -16,7 +16,7 @@ import pyterrier as pt
 import torch
 from numpy.typing import NDArray
 
-from .checks import is_whole, whole
+from .checks import first_no_text, is_text, is_whole, told, whole
 from .errors import CheckpointError
 from .scoring.checkpoint import Checkpoint
 from .scoring.folders import locate, looks_like_path
@@ -263,15 +263,17 @@ class MonoElectraReRanker(pt.Transformer):
                     f"{type(self).__name__}: {name} is missing in {missing.sum()} of {len(inp)} rows, first in row "
                     f"{int(missing.argmax())} (from 0). Every row needs a qid and a docno."
                 )
+            odd = next((v for v in inp[name].unique() if isinstance(v, str) and not is_text(v)), None)
+            if odd is not None:
+                raise ValueError(f"{type(self).__name__}: {name} is {told(odd)}. Such ids cannot be written.")
 
     def _strings(self, inp: pd.DataFrame, column: str) -> list[str]:
         values: list[Any] = inp[column].tolist()
-        bad = [row for row, value in enumerate(values) if not isinstance(value, str)]
-        if not bad:
+        row = first_no_text(values)
+        if row is None:
             return values
-        row = bad[0]
+        bad = [value for value in values if not is_text(value)]
         value, docno, qid = values[row], inp["docno"].iloc[row], inp["qid"].iloc[row]
-        what = "missing" if value is None or value is pd.NA or value != value else f"no string but {value!r}"
         remedy = (
             "Give every topic a query."
             if column == "query"
@@ -279,8 +281,8 @@ class MonoElectraReRanker(pt.Transformer):
             f"`pt.apply.generic(lambda df: df.dropna(subset=[{column!r}]))` (an empty string is scored)."
         )
         raise ValueError(
-            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {what}; so it is in {len(bad)} of "
-            f"{len(values)} rows. {remedy}"
+            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {told(value)}; so it is in {len(bad)} "
+            f"of {len(values)} rows. {remedy}"
         )
 
     def _check_finite(self, inp: pd.DataFrame, scores: NDArray[np.float32]) -> None:

@@ -282,7 +282,13 @@ def test_doubled_columns_are_an_error(frame: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize(
     ("value", "what"),
-    [(None, "missing"), (float("nan"), "missing"), (pd.NA, "missing"), (3, "no string but 3"), (b"sun", "no string")],
+    [
+        (None, "missing"),
+        (float("nan"), "missing"),
+        (pd.NA, "missing"),
+        (3, "not a string but 3"),
+        (b"sun", "not a string"),
+    ],
     ids=["None", "nan", "NA", "number", "bytes"],
 )
 @pytest.mark.usefixtures("never_opened")
