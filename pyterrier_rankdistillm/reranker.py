@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from .checks import first_no_text, is_text, is_whole, told, whole
-from .errors import CheckpointError
 from .scoring.checkpoint import Checkpoint
 from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
@@ -227,10 +226,7 @@ class MonoElectraReRanker(pt.Transformer):
         if isinstance(self.model, Checkpoint):
             require("revision", self.revision is None, "None where model is an open Checkpoint")
         elif looks_like_path(self.model):
-            try:
-                locate(self.model, revision=self.revision)
-            except CheckpointError as error:
-                raise CheckpointError(f"{type(self).__name__}: {error}") from None
+            locate(self.model, revision=self.revision, who=type(self).__name__)
 
     def check_columns(self, inp: pd.DataFrame) -> None:
         """Whether a frame has what ``transform`` needs.
@@ -281,8 +277,8 @@ class MonoElectraReRanker(pt.Transformer):
             f"`pt.apply.generic(lambda df: df.dropna(subset=[{column!r}]))` (an empty string is scored)."
         )
         raise ValueError(
-            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {told(value)}; so it is in {len(bad)} "
-            f"of {len(values)} rows. {remedy}"
+            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {told(value)}; so it is in "
+            f"{len(bad)} of {len(values)} rows. {remedy}"
         )
 
     def _check_finite(self, inp: pd.DataFrame, scores: NDArray[np.float32]) -> None:

@@ -465,7 +465,7 @@ HALF = json.loads('"bread \\ud83d rises"')
 
 @pytest.mark.parametrize("column", ["text", "query", "docno", "qid"])
 def test_a_lone_surrogate_is_told_before_any_work(has: Given, column: str) -> None:
-    frame = has.with_text.astype({name: object for name in ("qid", "docno", "query", "text")})
+    frame = has.with_text.astype(dict.fromkeys(("qid", "docno", "query", "text"), object))
     odd = frame.assign(**{column: pd.Series([HALF, *frame[column].iloc[1:]], index=frame.index, dtype=object)})
     with pytest.raises(ValueError, match=r"lone surrogate"):
         has.model(odd)
