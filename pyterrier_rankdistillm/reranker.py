@@ -58,7 +58,8 @@ class MonoElectraReRanker(pt.Transformer):
         query_length: Number of tokens read of a query; default: the checkpoint's (32 for the published ones).
         doc_length: Number of tokens read of a text; default: the checkpoint's (256 for the published ones). Longer
             texts are truncated, with one ``TruncationWarning``. For long documents, score passages:
-            ``first_stage >> pt.text.sliding(text_attr="text") >> MonoElectra() >> pt.text.max_passage()``.
+            ``first_stage >> pt.text.sliding(text_attr="text", prepend_attr=None) >> MonoElectra() >>
+            pt.text.max_passage()``.
         text_field: The column that holds the text.
         activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, except
             that logits beyond 16 become ties.
@@ -259,9 +260,10 @@ class MonoElectraReRanker(pt.Transformer):
                     f"{type(self).__name__}: {name} is missing in {missing.sum()} of {len(inp)} rows, first in row "
                     f"{int(missing.argmax())} (from 0). Every row needs a qid and a docno."
                 )
-            odd = next((v for v in inp[name].unique() if isinstance(v, str) and not is_text(v)), None)
+            strings = [value for value in inp[name].tolist() if isinstance(value, str)]
+            odd = first_no_text(strings)
             if odd is not None:
-                raise ValueError(f"{type(self).__name__}: {name} is {told(odd)}. Such ids cannot be written.")
+                raise ValueError(f"{type(self).__name__}: {name} is {told(strings[odd])}. Such ids cannot be written.")
 
     def _strings(self, inp: pd.DataFrame, column: str) -> list[str]:
         values: list[Any] = inp[column].tolist()
@@ -309,9 +311,15 @@ class MonoElectraReRanker(pt.Transformer):
             )
             if number
         ]
+        remedies = []
+        if scored.query_cuts:
+            remedies.append("Longer queries are read with query_length=.")
+        if scored.doc_cuts:
+            sliding = f"pt.text.sliding(text_attr={self.text_field!r}, prepend_attr=None)"
+            remedies.append(f"Score long documents by their passages: {sliding} >> ... >> pt.text.max_passage().")
         warnings.warn(
-            f"{type(self).__name__} cut {' and '.join(cuts)} in {scored.distinct} pairs. For long documents score "
-            f"passages (pt.text.sliding() >> ... >> pt.text.max_passage()). This is said once per transformer.",
+            f"{type(self).__name__} cut {' and '.join(cuts)} in {scored.distinct} pairs. {' '.join(remedies)} This is "
+            f"said once per transformer.",
             TruncationWarning,
             stacklevel=3,
         )

@@ -357,7 +357,7 @@ def test_truncation_is_said_once_with_its_share(mono: MonoElectraReRanker) -> No
     text = str(said[0].message)
     for part in ("50.0% of the queries (beyond 6 tokens)", "50.0% of the texts (beyond 16 tokens)", "4 pairs"):
         assert part in text
-    assert "pt.text.sliding()" in text
+    assert "pt.text.sliding(text_attr='text', prepend_attr=None) >> ... >> pt.text.max_passage()" in text
     mono(frame)  # warnings are errors here
 
 
