@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .errors import (
     CheckpointError,
     DownloadError,
+    KeptWorkError,
     RankDistillmError,
     RankingError,
     ReproductionError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from . import reproduction, runs, scale, training
     from .reproduction import Reproduction, reproduce
     from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
+    from .runs.kept import KeptWorkWarning
     from .scale import rerank_dataset
     from .scoring.checkpoint import Checkpoint
     from .training import Distillation, FineTuning
@@ -34,6 +36,8 @@ __all__ = [
     "Distillation",
     "DownloadError",
     "FineTuning",
+    "KeptWorkError",
+    "KeptWorkWarning",
     "MonoElectra",
     "MonoElectraReRanker",
     "RankDistillmError",
@@ -58,6 +62,7 @@ _HOME = {
     "Checkpoint": ".scoring.checkpoint",
     "Distillation": ".training",
     "FineTuning": ".training",
+    "KeptWorkWarning": ".runs.kept",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
     "Reproduction": ".reproduction",

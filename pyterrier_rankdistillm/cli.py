@@ -77,6 +77,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     scale = rerank.add_argument_group("with --engine ray")
     scale.add_argument("--num-workers", type=int, help="actors that score (default: one a GPU, else one a machine)")
     scale.add_argument("--address", help="of a running Ray (default: the one that runs here, else one is started)")
+    _add_reuse(scale, "reranker, text")
     scale.add_argument(
         "--dry-run", action="store_true", help="only say what it would take: pairs, tokens, hours, memory"
     )
@@ -97,6 +98,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         )
         training.add_argument("--valid-run", help="a first stage's run of other topics, to validate on")
         training.add_argument("--valid-dataset", help="where their queries, texts and labels come from")
+        _add_reuse(training, "student, texts, loss, validation")
         training.add_argument("--recipe", help="rank-distillm, or a YAML file of settings (default: rank-distillm)")
         if command == stage:
             _add_settings(training)
@@ -126,11 +128,18 @@ def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         reproduce.add_argument(f"--{name}", help=f"file ({what}) or dataset (default: the table's, by ir_datasets)")
     reproduce.add_argument("--condensed", action="store_true", help="rank only documents that --text has; says so")
     reproduce.add_argument("--folder", type=Path, help="keep runs and results here, and go on where a call stopped")
+    _add_reuse(reproduce, "systems.NAME, or 'first stage'")
     reproduce.add_argument("--html", type=Path, help="write the report here")
     reproduce.add_argument("--format", choices=["text", "markdown", "latex"], default="text", help="what is printed")
     reproduce.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
     reproduce.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: %(default)s)")
     reproduce.set_defaults(action=_reproduce)
+
+
+def _add_reuse(parser: argparse._ActionsContainer, parts: str) -> None:
+    parser.add_argument("--reuse", action="append", default=[], metavar="PART",
+                        help=f"take kept work up although this differs ({parts}); an error names it; may be "
+                        "repeated")  # fmt: skip
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +185,8 @@ def _rerank(args: argparse.Namespace) -> None:
     if args.engine == "ray":
         _rerank_on_ray(args, reranker, dataset)
         return
-    options = {"--num-workers": args.num_workers, "--address": args.address, "--dry-run": args.dry_run or None}
+    options = {"--num-workers": args.num_workers, "--address": args.address, "--dry-run": args.dry_run or None,
+               "--reuse": args.reuse or None}  # fmt: skip
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{given[0]} must come with --engine ray.")
@@ -194,7 +204,7 @@ def _rerank_on_ray(args: argparse.Namespace, reranker: MonoElectra, dataset: str
     if args.dry_run:
         print(estimate_rerank(args.run, reranker, args.output, text=dataset, topics=dataset, **options))
         return
-    made = rerank_dataset(args.run, reranker, args.output, text=dataset, topics=dataset, **options)
+    made = rerank_dataset(args.run, reranker, args.output, text=dataset, topics=dataset, reuse=args.reuse, **options)
     print(f"{args.output}: {made.record['rows']} rows for {made.record['queries']} queries, by {reranker!r}")
 
 
@@ -229,6 +239,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         text=args.text,
         condensed=args.condensed,
         folder=args.folder,
+        reuse=args.reuse,
         verbose=True,
     )
     print({"text": result.__str__, "markdown": result.to_markdown, "latex": result.to_latex}[args.format]())
@@ -272,6 +283,7 @@ def _train(args: argparse.Namespace) -> None:
         valid_qrels,
         run=args.run,
         text=dataset,
+        reuse=args.reuse,
     )
     if is_main_process():
         estimator.reranker.save(args.output)

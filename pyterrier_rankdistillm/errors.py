@@ -7,6 +7,7 @@
     ├── RunFileError (ValueError)        a run file cannot be read
     ├── RankingError (ValueError)        a transformer does not rank what it was given
     ├── ShardError (ValueError)          kept shards are of other work, unfinished or damaged
+    │   └── KeptWorkError (FileExistsError)  work that is kept was made by something else
     ├── TrainingDataError (ValueError)   data cannot be trained on
     ├── ReproductionError (ValueError)   nothing of a table could be run
     ├── DownloadError (OSError)          no source gave a file
@@ -34,6 +35,10 @@ class RankingError(RankDistillmError, ValueError):
 
 class ShardError(RankDistillmError, ValueError):
     """A shard folder that is of other work, unfinished or damaged."""
+
+
+class KeptWorkError(ShardError, FileExistsError):
+    """Work that is kept was made by something else than what is given now; the message names what differs, and where."""
 
 
 class TrainingDataError(RankDistillmError, ValueError):

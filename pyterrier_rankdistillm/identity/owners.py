@@ -13,6 +13,8 @@ from pathlib import Path
 PYTHON = "Python"
 """The owner of the standard library."""
 
+_OURS = __name__.partition(".")[0]
+"""Known by its version, also where it is installed to be edited."""
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -43,6 +45,8 @@ def owner_of(module: str | None, namespace: Mapping[str, object] | None = None) 
 def _owner(package: str, file: str | None) -> str | None:
     if package == "__main__":
         return None
+    if package == _OURS:
+        return _OURS.replace("_", "-")
     if file is None:
         return PYTHON if package in sys.stdlib_module_names or package in sys.builtin_module_names else None
     parts = Path(file).parts

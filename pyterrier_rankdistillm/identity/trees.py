@@ -46,14 +46,20 @@ def _differences(old: Tree, new: Tree, path: str, python: str | None) -> Iterato
     if olds is None or news is None or old.get("what") != new.get("what"):
         yield Difference(path, _why(old, new, python))
         return
-    inner: list[Difference] = []
+    if old.get("either") and any(olds[name]["digest"] == news[name]["digest"] for name in olds.keys() & news.keys()):
+        return
+    explained = False
     for name in dict.fromkeys((*olds, *news)):
         inside = f"{path}.{name}" if path else name
         if name not in olds or name not in news:
-            inner.append(Difference(inside, "is new" if name in news else "is not there any more"))
+            yield Difference(inside, "is new" if name in news else "is not there any more")
+        elif olds[name]["digest"] != news[name]["digest"]:
+            yield from _differences(olds[name], news[name], inside, python)
         else:
-            inner += _differences(olds[name], news[name], inside, python)
-    yield from inner or [Difference(path, _why(old, new, python))]
+            continue
+        explained = True
+    if not explained:
+        yield Difference(path, _why(old, new, python))
 
 
 def _why(old: Tree, new: Tree, python: str | None) -> str:

@@ -61,7 +61,7 @@ _CLIENTS = frozenset(
 _CLIENT = re.compile(r"(Client|Session|Connection|Channel|Socket|socket|SSLContext)$")
 _THE_WORK_ITSELF = frozenset({"fn", "func", "function", "self", "model", "_model", "wrapped", "bound"})
 _SHOWN, _FLAT = 50, 20  # items of a mapping or sequence that are told apart one by one
-_DEEPEST, _MOST = 12, 400  # of a tree that is recorded: levels, nodes
+_DEEPEST, _MOST = 12, 200  # of a tree that is recorded: levels, nodes
 _CHUNK = 1 << 22
 
 
@@ -77,6 +77,7 @@ class Shape:
         code: Whether it is user's code, of this Python.
         unreadable: Whether its state cannot be read.
         library: Whether it is an object of a class that is not the user's.
+        either: Whether it is the same where one of its parts is, such as a model's commit or its weights.
         value: A number, boolean or None, to be shown.
     """
 
@@ -87,6 +88,7 @@ class Shape:
     code: bool = False
     unreadable: bool = False
     library: bool = False
+    either: bool = False
     value: Any = None
     shows: bool = False
 
@@ -183,7 +185,9 @@ class Walk:
             return value
         said = getattr(type(value), SAYS, None)
         if said is not None and not isinstance(value, type):
-            return Shape("says", parts=[("says", said(value))])
+            stated = said(value)
+            named_ = isinstance(stated, dict) and all(type(name) is str for name in stated)
+            return Shape("says", parts=named(stated) if named_ else [("says", stated)])
         if type(value) in (dict, list, tuple, set, frozenset):
             return _contained(value) or Shape("empty")
         atom = _atom(value)
@@ -225,7 +229,7 @@ class Walk:
             (re.Pattern, lambda v: Shape("pattern", parts=[("pattern", v.pattern), ("flags", v.flags)])),
             (types.CodeType, self._code),
             (types.MappingProxyType, lambda v: Shape("mapping", parts=[("of", dict(v))])),
-            (types.SimpleNamespace, lambda v: Shape("namespace", parts=_named(vars(v)))),
+            (types.SimpleNamespace, lambda v: Shape("namespace", parts=named(vars(v)))),
             (types.CellType, _cell),
             (os.PathLike, self._path_like),
             (bytearray | memoryview, lambda v: Shape("bytes", bytes(v))),
@@ -240,7 +244,9 @@ class Walk:
     def _code(self, value: types.CodeType) -> Shape:
         code = normalised(as_written(value))
         content = b"".join(_framed(atom) for atom in code.shape)
-        return Shape("code", content, [(f"constant {place}", constant) for place, constant in code.constants], code=True)
+        return Shape(
+            "code", content, [(f"constant {place}", constant) for place, constant in code.constants], code=True
+        )
 
     def _function(self, value: types.FunctionType, merely: bool) -> Shape:
         owner = owner_of(value.__module__, value.__globals__)
@@ -250,21 +256,21 @@ class Walk:
         parts: list[tuple[str, Any]] = [("code", value.__code__)]
         arguments = value.__code__.co_varnames[: value.__code__.co_argcount]
         defaults = value.__defaults__ or ()
-        parts += _named(dict(zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)), "default.")
-        parts += _named(value.__kwdefaults__ or {}, "default.")
+        parts += named(dict(zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)), "default.")
+        parts += named(value.__kwdefaults__ or {}, "default.")
         captured: dict[str, Any] = {}
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             if name != "__class__":  # of super(): the class that the function is in
                 captured[name] = cell.cell_contents if _is_filled(cell) else Shape("empty")
-        parts += _named(captured, "closure.")
-        parts += _named(dict(self._globals(value.__globals__, code.reads, code.attributes)), "global.")
+        parts += named(captured, "closure.")
+        parts += named(dict(self._globals(value.__globals__, code.reads, code.attributes)), "global.")
         for name, level in sorted(code.imports):
             module = _imported(name, level, value.__globals__)
             if module is not None and owner_of(module.__name__) is None:
                 parts.append((f"import.{name}", self._module(module, code.attributes)))
             else:
                 self._note(name.partition(".")[0])
-        parts += _named({name: held for name, held in vars(value).items() if name != "__wrapped__"}, "attribute.")
+        parts += named({name: held for name, held in vars(value).items() if name != "__wrapped__"}, "attribute.")
         if hasattr(value, "__wrapped__"):
             parts.append(("wrapped", value.__wrapped__))
         return Shape("function", parts=parts, code=True)
@@ -289,7 +295,7 @@ class Walk:
         if key not in self._modules:
             self._modules[key] = shape = Shape("user's module", code=True)
             used = attributes - set(dir(types.ModuleType))
-            shape.parts = _named(dict(self._globals(vars(value), used, attributes)))
+            shape.parts = named(dict(self._globals(vars(value), used, attributes)))
         return self._modules[key]
 
     def _class(self, value: type, merely: bool) -> Shape:
@@ -304,7 +310,7 @@ class Walk:
         if issubclass(value, enum.Enum):
             members = {name: member._value_ for name, member in value.__members__.items()}
             held = {n: i for n, i in held.items() if not n.startswith("_") and n not in members} | members
-        parts = [*_named(held), *((f"base.{n}", base) for n, base in enumerate(value.__bases__))]
+        parts = [*named(held), *((f"base.{n}", base) for n, base in enumerate(value.__bases__))]
         if type(value) is not type:
             parts.append(("metaclass", type(value)))
         return Shape("class", value.__name__.encode(), parts, code=True)
@@ -331,7 +337,9 @@ class Walk:
         """The version of the distribution that defines what stands in a pipeline."""
         if owner is None or owner == PYTHON:
             return []
-        return [(f"version of {owner}", Shape("version", version_of(owner).encode(), value=version_of(owner), shows=True))]
+        return [
+            (f"version of {owner}", Shape("version", version_of(owner).encode(), value=version_of(owner), shows=True))
+        ]
 
     def _note(self, package: str) -> None:
         owner = owner_of(package) if package in sys.modules else None
@@ -355,7 +363,7 @@ class Walk:
             module in ("io", "_io") and hasattr(value, "fileno")
         ):
             return Shape(label, unreadable=True, library=True)
-        parts = self._version(owner) if library else [("class", kind)]
+        parts: list[tuple[str, Any]] = self._version(owner) if library else [("class", kind)]
         state = _state(value, only_held=contained is not None)
         if state is None:
             return Shape(label, parts=parts, unreadable=True, library=True)
@@ -535,7 +543,7 @@ def _key(key: Any) -> str:
     return f"[{key}]" if type(key) is int else f"[{digest.hexdigest()[:12]}]"
 
 
-def _named(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def named(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """What variables, arguments and attributes hold, but for secrets and where the work is done."""
     return [
         (prefix + name, item)
@@ -553,7 +561,7 @@ def _held(state: Mapping[str, Any], kind: type) -> list[tuple[str, Any]]:
     derived = {name for base in kind.__mro__ for name, item in vars(base).items()
                if isinstance(item, functools.cached_property)}  # fmt: skip
     return [
-        (name, item) for name, item in _named(state) if name not in derived and not _IDLE.fullmatch(_class_name(item))
+        (name, item) for name, item in named(state) if name not in derived and not _IDLE.fullmatch(_class_name(item))
     ]
 
 
@@ -615,7 +623,7 @@ def _name_of(value: Any) -> str:
 
 
 def _partial(value: Any) -> Shape:
-    arguments = _named(dict(value.keywords), "argument.")
+    arguments = named(dict(value.keywords), "argument.")
     return Shape("partial", parts=[("func", value.func), ("arguments", tuple(value.args)), *arguments])
 
 
@@ -742,6 +750,8 @@ def _told(root: _Node) -> dict[str, Any]:
     todo: list[tuple[_Node, dict[str, Any], int]] = [(root, told, 0)]
     for node, into, depth in todo:  # level by level
         into["digest"] = node.digest.hex()
+        if node.shape.either:
+            into["either"] = True
         if node.shape.shows:
             into["value"] = node.shape.value
         if node.shape.code:
@@ -753,7 +763,7 @@ def _told(root: _Node) -> dict[str, Any]:
             continue
         seen.add(id(node))
         left -= len(node.parts)
-        into["what"] = node.what.hex()
+        into["what"] = node.what.hex()[:8]
         into["parts"] = {}
         for name, part in node.parts:
             into["parts"][name] = {}
@@ -788,8 +798,10 @@ def _find_unseen(root: _Node, path: str, found: dict[str, str], seen: set[int]) 
         todo += [(part, f"{path}.{name}" if path else name) for name, part in node.parts]
 
 
+_JOINTS = frozenset({"_transformers", "left", "right", "items", "transformer", "reranker", "state"})
+
+
 def _is_the_work(path: str) -> bool:
     """Whether what lies there is a transformer, a function or a model itself, and not something that one holds."""
-    steps = re.split(r"[.]", path) if path else []
-    return all(step in _THE_WORK_ITSELF or step.isdigit() or step in ("_transformers", "left", "right", "items") for step in steps)
-
+    steps = path.split(".") if path else []
+    return all(step in _THE_WORK_ITSELF or step in _JOINTS or step.isdigit() for step in steps)

@@ -44,6 +44,7 @@ def reproduce(
     text: Text | Mapping[str, Text] | None = None,
     condensed: bool = False,
     folder: str | os.PathLike[str] | None = None,
+    reuse: Sequence[str] = (),
     verbose: bool = False,
 ) -> Reproduction:
     """Runs systems as a table of the paper did, and holds each cell against the published one.
@@ -85,13 +86,15 @@ def reproduce(
             nothing that was published.
         folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call goes on where
             an earlier one stopped. Needs pyarrow.
+        reuse: What differs from what made the runs in ``folder`` (``"systems.base"``, ``"first stage"``), but does not
+            change them: they are taken up all the same, which the result says. An error names them.
         verbose: Say on stderr what is found, and show progress bars.
 
     Raises:
         ValueError: Arguments that contradict each other or themselves; all are named.
         ReproductionError: Nothing could be run; the message says what to do for each task. Or a system drops, invents
             or repeats documents, or gives scores that are no numbers.
-        FileExistsError: ``folder`` holds runs of other work.
+        KeptWorkError: ``folder`` holds runs of other work; all are named, before anything is run.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
@@ -112,6 +115,7 @@ def reproduce(
         condensed=condensed,
         folder=None if folder is None else Path(folder).expanduser().absolute(),
         verbose=verbose,
+        reuse=(reuse,) if isinstance(reuse, str) else tuple(reuse),
     )
     stages = task_data.first_stages(first_stage, chosen)
     with ExitStack() as stack:
@@ -142,6 +146,7 @@ class _Reproducing:
         Args:
             stages: The first stages' sources, by name and task.
         """
+        self.systems.compare(stages)
         found: dict[str, tuple[list[TaskRuns], tuple[str, ...]]] = {}
         for stage, sources in stages.items():
             found |= self._first_stage(stage, sources, taken=found)
@@ -332,7 +337,7 @@ class _Reproducing:
             per_query=pd.concat(self.per_query, ignore_index=True),
             tasks=pd.DataFrame(self.task_cells, columns=["task", "system", "measure", "value", "topics"]),
             not_run=pd.DataFrame(list(systems.not_run), columns=["task", "why", "what to do"]),
-            notes=tuple(systems.notes),
+            notes=(*systems.notes, *systems.kept),
             provenance={
                 "table": self.table.name,
                 "mode": self.mode,

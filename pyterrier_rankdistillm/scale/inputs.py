@@ -15,7 +15,6 @@ from ..runs.atomic import replacing
 from ..runs.parquet_text import ParquetText
 from ..runs.published import fetch
 from ..runs.rankings import Rankings
-from ..runs.records import describe
 from ..runs.text import Dataset, add_queries, text_loader
 from ..scoring.checkpoint import Checkpoint
 from ..scoring.folders import DEMO, looks_like_path
@@ -98,13 +97,6 @@ def text_of(text: Text, folder: Path) -> pt.Transformer | Dataset:
     dataset: Any = text
     text_loader(dataset)
     return dataset  # type: ignore[no-any-return]
-
-
-def named(text: pt.Transformer | Dataset) -> Any:
-    """What texts are known by in the record."""
-    if isinstance(text, ParquetText):
-        return {"parquet": text.source.name, "bytes": text.source.stat().st_size}
-    return describe(text) if isinstance(text, pt.Transformer) else str(text)
 
 
 def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, text: Any) -> list[str]:

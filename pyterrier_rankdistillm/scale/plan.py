@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +12,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 
 from ..checks import is_whole, whole
 from ..runs.download import md5_of
 from ..runs.files import check_target
-from ..runs.records import frame_digest, model_identity
+from ..runs.kept import Work, check_reuse
+from ..runs.kinds import frame
+from ..runs.records import describe, frame_digest, model_identity
 from ..runs.shards import Shard, folder_of
+from ..runs.text import text_loader
 from ..scoring.checkpoint import Checkpoint
 from .cluster import Workers, nodes, share
-from .inputs import Model, Run, Text, Topics, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
+from .inputs import Model, Run, Text, Topics, queries_of, rankings_of, reranker_of, run_file_of, text_of
 from .workers import Job
 
 _LARGEST_SHARD, _SHARDS = 100, 64
@@ -34,13 +38,15 @@ class Plan:
         job: How.
         asked: The queries in the order of the result, by qid: columns qid, query, and position, the place in the run.
         workers: Who does it.
-        settings: What the result depends on, as JSON values; ``shard_size`` among them.
+        settings: What the result depends on, for its record, as JSON values; ``shard_size`` among them.
+        work: The same, by content.
     """
 
     job: Job
     asked: pd.DataFrame
     workers: Workers
     settings: dict[str, Any]
+    work: Work
 
     @cached_property
     def pairs(self) -> int:
@@ -70,6 +76,7 @@ def planned(
     depth: int | None,
     shard_size: int | None,
     num_workers: int | None,
+    reuse: Collection[str] = (),
 ) -> Iterator[Plan]:
     """The plan for ``rerank_dataset``, whose arguments these are. An error before the work has begun leaves no files.
 
@@ -95,15 +102,26 @@ def planned(
         identity = model_identity(reranker.clone(device="cpu"))  # the driver need not have a GPU
         if not isinstance(reranker.model, Checkpoint):
             reranker = reranker.clone(revision=identity["revision"])  # the same for all, whenever they open it
+        loader = found if isinstance(found, pt.Transformer) else text_loader(found)
+        shard_size = shard_size or max(1, min(_LARGEST_SHARD, len(qids) // _SHARDS))
+        numbers = {"depth": depth, "shard_size": shard_size}
         settings = {
-            "reranker": identity,
-            "run": md5_of(file),
-            "topics": frame_digest(asked[["qid", "query"]]),
-            "text": named(found),
-            "depth": depth,
-            "shard_size": shard_size or max(1, min(_LARGEST_SHARD, len(qids) // _SHARDS)),
-        }
-        yield Plan(Job(reranker, rankings, found, depth), asked, workers, settings)
+            "reranker": identity, "run": md5_of(file), "topics": frame_digest(asked[["qid", "query"]]),
+            "text": describe(loader), **numbers,
+        }  # fmt: skip
+        work = Work(
+            {
+                "reranker": reranker,
+                "run": Path(file),
+                "topics": frame(asked[["qid", "query"]]),
+                "text": loader,
+                **numbers,
+            },
+            certain=("run", "topics", *numbers),
+            reuse=check_reuse("rerank_dataset", reuse, ("reranker", "text")),
+            who="rerank_dataset",
+        )
+        yield Plan(Job(reranker, rankings, found, depth), asked, workers, settings, work)
     finally:
         if folder.is_dir() and not (folder / "manifest.json").exists():
             shutil.rmtree(folder)

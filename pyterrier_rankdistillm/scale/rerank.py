@@ -10,11 +10,13 @@ of ``runs.shards``, which say what is left after any crash.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pyterrier as pt
 
-from ..runs.making import MadeRun
+from ..runs.kept import made_at
+from ..runs.making import Kept, MadeRun
 from ..runs.shards import ShardFolder, Shards, completed, folder_of
 from .cluster import connected
 from .inputs import Model, Run, Text, Topics
@@ -33,6 +35,7 @@ def rerank_dataset(
     shard_size: int | None = None,
     num_workers: int | None = None,
     address: str | None = None,
+    reuse: Collection[str] = (),
     verbose: bool = True,
 ) -> MadeRun:
     """Re-ranks a run of any size on Ray Data, on every GPU or core of one machine or many.
@@ -66,6 +69,8 @@ def rerank_dataset(
         num_workers: Actors that score. Default: one a GPU, or, without GPUs, one a machine. Each has one GPU, or its
             share of the cores.
         address: Of a running Ray. Default: the one in use or running here, else one is started for this call.
+        reuse: Parts that differ from what made the kept work (``"reranker"``, ``"text"``), but that do not change a
+            result: it is taken up all the same. An error names them.
         verbose: Show a progress bar.
 
     Returns:
@@ -75,23 +80,29 @@ def rerank_dataset(
         ValueError, KeyError: What ``runs`` and ``MonoElectra`` say of a run that is none, queries or texts that are
             missing, scores that are not finite; or more workers than Ray has room for.
         WorkerError: Workers died of one shard again and again.
-        ShardError: ``{output}.shards`` is of other work.
-        FileExistsError: ``output`` is of other work.
+        KeptWorkError: ``output`` or ``{output}.shards`` is of other work.
         ImportError: Without Ray Data.
     """
     path = Path(output).expanduser().absolute()
-    with connected(address), planned(run, model, path, text, topics, depth, shard_size, num_workers) as plan:
-        done = completed(path, plan.settings)
+    with (
+        connected(address),
+        planned(run, model, path, text, topics, depth, shard_size, num_workers, reuse) as plan,
+    ):
+        done = completed(path, plan.work)
         if done is not None:
-            return MadeRun(path, done)
+            plan.work.warn()
+            return MadeRun(path, done, Kept(done["queries"], made_at(path), tuple(plan.work.notes(done["made by"]))))
         qids, size = plan.asked["qid"].tolist(), plan.settings["shard_size"]
-        shards = Shards(folder_of(path), qids, size=size, settings=plan.settings, suffix=".parquet")
+        shards = Shards(folder_of(path), qids, size=size, work=plan.work, suffix=".parquet")
         shards.forget_beginnings()
         pending = shards.pending()
         with pt.tqdm(total=len(qids), unit=" queries", desc="MonoElectra", disable=not verbose) as bar:
             bar.update(len(qids) - sum(len(shard.qids) for shard in pending))
             rows = [plan.row(shard) for shard in pending]
             folder = ShardFolder(shards.folder, shards.suffix)
-            for queries in over_workers(ReRanker, plan.job, rows, plan.workers, folder=folder):
-                bar.update(queries)
+            try:
+                for queries in over_workers(ReRanker, plan.job, rows, plan.workers, folder=folder):
+                    bar.update(queries)
+            finally:
+                shards.ended(("text",))
         return MadeRun(path, shards.complete(path, plan.settings, tag="monoelectra"))

@@ -149,6 +149,7 @@ def taught_data(
     run: RunFile | None = None,
     text: pt.Transformer | Dataset | None = None,
     text_field: str = "text",
+    reuse: Collection[str] = (),
 ) -> Sourced:
     """A teacher's rankings.
 
@@ -162,6 +163,7 @@ def taught_data(
         run: The teacher's run, a file or published, which may be larger than memory.
         text: Where texts come from that ``inp`` does not have.
         text_field: The column of ``inp`` with the texts.
+        reuse: Parts of a kept run of the teacher that may differ, as for ``runs.make_teacher_run``.
 
     Raises:
         TrainingDataError: The data cannot be used.
@@ -186,7 +188,7 @@ def taught_data(
     asked = len(rankings)
     if teacher is not None:
         assert inp is not None
-        rankings = _ranked_by(teacher, problems, settings, inp, queries)
+        rankings = _ranked_by(teacher, problems, settings, inp, queries, reuse)
     there = {"order": True, "values": rankings.has_scores, "relevance": bool(relevance)}
     try:
         losses.check([kind for kind in get_args(Kind) if there[kind]])
@@ -280,11 +282,16 @@ def _topics_of(problems: Problems, run: RunFile) -> pd.DataFrame | None:
 
 
 def _ranked_by(
-    teacher: Teacher, problems: Problems, settings: Settings, inp: pd.DataFrame, queries: Mapping[str, str]
+    teacher: Teacher,
+    problems: Problems,
+    settings: Settings,
+    inp: pd.DataFrame,
+    queries: Mapping[str, str],
+    reuse: Collection[str],
 ) -> Rankings:
     """The teacher's rankings of the first stage's top documents."""
     if isinstance(teacher, pt.Transformer):
-        return _asked(teacher, problems, settings, inp, queries)
+        return _asked(teacher, problems, settings, inp, queries, reuse)
     given = Rankings.from_frame(_run_of(inp))
     if isinstance(teacher, pd.DataFrame):
         taught = teacher
@@ -325,7 +332,12 @@ def _run_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _asked(
-    teacher: pt.Transformer, problems: Problems, settings: Settings, inp: pd.DataFrame, queries: Mapping[str, str]
+    teacher: pt.Transformer,
+    problems: Problems,
+    settings: Settings,
+    inp: pd.DataFrame,
+    queries: Mapping[str, str],
+    reuse: Collection[str],
 ) -> Rankings:
     """Runs the teacher, resumably where there is a folder."""
     topics = pd.DataFrame({"qid": list(queries), "query": list(queries.values())})
@@ -346,6 +358,7 @@ def _asked(
             depth=settings.depth or int(inp.groupby("qid").size().max()),
             seed=settings.seed,
             on_fault=settings.on_unusable,
+            reuse=[part for part in reuse if part in ("teacher", "first stage")],
             verbose=settings.verbose,
         )
         problems.skip("were ranked faultily by the teacher", list(made.record["faults"]))

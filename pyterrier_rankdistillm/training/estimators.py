@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from abc import abstractmethod
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ class _StudentEstimator(pt.Estimator):
         *,
         run: RunFile | None = None,
         text: pt.Transformer | Dataset | None = None,
+        reuse: Collection[str] = (),
     ) -> None:
         """Trains a copy of the student; PyTerrier calls it from a pipeline's ``fit``.
 
@@ -77,8 +79,11 @@ class _StudentEstimator(pt.Estimator):
                 (``"rankdistillm:rankzephyr"``). It is not read into memory.
             text: Where texts come from that the frames do not have: a text loader, or a dataset as for
                 ``runs.text_loader``. Overrules the constructor's.
+            reuse: Parts that differ from what made the training that ``folder`` holds (``"teacher"``, ``"texts"``,
+                ...), but that do not change its outcome: it is taken up all the same. An error names them.
 
         Raises:
+            KeptWorkError: ``folder`` holds another training, or another teacher's run.
             TrainingDataError: The data cannot be trained on; all that is wrong with it is in the message.
             CheckpointError: The student cannot be opened.
         """
@@ -87,7 +92,7 @@ class _StudentEstimator(pt.Estimator):
             raise ValueError(f"{who}: with several processes folder must be given, got None. They share checkpoints.")
         text = self.text if text is None else text
         text_field = self._template().text_field
-        sourced = self._sourced(topics_or_res_tr, qrels_tr, run=run, text=text, text_field=text_field)
+        sourced = self._sourced(topics_or_res_tr, qrels_tr, run=run, text=text, text_field=text_field, reuse=reuse)
         validation = Validation.of(who, self.settings, topics_or_res_va, qrels_va, text=text, text_field=text_field)
         checkpoint = self._student()
         with ExitStack() as stack:
@@ -100,6 +105,7 @@ class _StudentEstimator(pt.Estimator):
                 folder=Path(folder),
                 validation=validation,
                 template=self._template(),
+                reuse=reuse,
             )
         trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None)
         self._reranker = self._template().clone(model=trained, revision=None, query_length=None, doc_length=None)
@@ -113,6 +119,7 @@ class _StudentEstimator(pt.Estimator):
         run: RunFile | None,
         text: pt.Transformer | Dataset | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced: ...
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -217,7 +224,9 @@ class FineTuning(_StudentEstimator):
         run: RunFile | None,
         text: pt.Transformer | Dataset | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced:
+        del reuse  # nothing is kept before the training begins
         return labelled_data(type(self).__name__, self.settings, inp, qrels, run=run, text=text, text_field=text_field)
 
 
@@ -265,6 +274,7 @@ class Distillation(_StudentEstimator):
         run: RunFile | None,
         text: pt.Transformer | Dataset | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced:
         return taught_data(
             type(self).__name__,
@@ -275,4 +285,5 @@ class Distillation(_StudentEstimator):
             run=run,
             text=text,
             text_field=text_field,
+            reuse=reuse,
         )

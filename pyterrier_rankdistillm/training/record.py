@@ -28,6 +28,7 @@ class Training:
         best_step: The step whose weights were kept; None without a validation.
         steps: Optimiser steps that were made.
         seconds: Wall-clock time of this process, from the first step to the last.
+        notes: What there is to know of kept work that was taken up.
     """
 
     stage: Stage
@@ -39,6 +40,7 @@ class Training:
     best_step: int | None
     steps: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def table(self) -> pd.DataFrame:
@@ -59,6 +61,7 @@ class Training:
                 (f"{measure} last", f"{values[measure].iloc[-1]:.4f} at step {values['step'].iloc[-1]}"),
             ]
         lines.append(("seconds", f"{self.seconds:.0f}"))
+        lines += [("note", note) for note in self.notes]
         return pd.DataFrame(lines, columns=["what", "value"])
 
     def plot(self) -> Any:
