@@ -38,7 +38,7 @@ class ShardError(RankDistillmError, ValueError):
 
 
 class KeptWorkError(ShardError, FileExistsError):
-    """Work that is kept was made by something else than what is given now; the message names what differs, and where."""
+    """Work that is kept was made by something else than is given now; the message names what differs, and where."""
 
 
 class TrainingDataError(RankDistillmError, ValueError):

@@ -1,7 +1,7 @@
 """What a code object does, without what it is called, where it stands, and how it is written.
 
 Instructions rather than bytes: constants by value instead of by place, jumps by instruction, and without line markers,
-docstrings, annotations, and what 3.13 adds to classes. The same source gives the same under one minor version of Python.
+docstrings, annotations, and what 3.13 adds to classes. One source gives one result under one minor version of Python.
 """
 
 from __future__ import annotations

@@ -69,10 +69,11 @@ def _distributions() -> Mapping[str, list[str]]:
 @functools.lru_cache(maxsize=1000)
 def version_of(distributions: str) -> str:
     """Their versions."""
-    found = []
-    for name in distributions.split(", "):
-        try:
-            found.append(version(name))
-        except PackageNotFoundError:  # removed since
-            found.append("?")
-    return ", ".join(found)
+    return ", ".join(map(_version, distributions.split(", ")))
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # removed since
+        return "?"

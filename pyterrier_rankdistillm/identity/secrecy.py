@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 _SURE = re.compile(
-    r"(^|[_.\- ])((api|access|secret|private|account|subscription|signing|encryption)[_\-]?keys?|apikey|secrets?|password|passwd"
-    r"|passphrase|pwd|credentials?|authori[sz]ation|bearer"
+    r"(^|[_.\- ])((api|access|secret|private|account|subscription|signing|encryption)[_\-]?keys?|apikey|secrets?"
+    r"|password|passwd|passphrase|pwd|credentials?|authori[sz]ation|bearer"
     r"|(access|api|auth|bearer|hf|hub|id|oauth|refresh|secret|security|session|github|gitlab|slack|user|login)[_\-]?token)$",
     re.IGNORECASE,
 )

@@ -1,9 +1,9 @@
-"""What a value is, as a digest of all that it holds: a typed walk over values and code, so that equal values of two
-processes have equal digests and values that compute something else have others.
+"""What a value is, as a digest of all that it holds: a typed walk over values and code.
 
-No bytes of pickle, marshal or repr are hashed. What is walked is a graph: functions name one another, objects hold their
-parents. Its strongly connected parts are told apart by refinement (nodes that nothing tells apart are equal), all else by
-its children, so that a digest depends neither on where the walk began nor on the order of sets and dicts.
+Equal values of two processes have equal digests, and values that compute something else have others. No bytes of pickle,
+marshal or repr are hashed. What is walked is a graph: functions name one another, objects hold their parents. Its
+strongly connected parts are told apart by refinement (nodes that nothing tells apart are equal), all else by its
+children, so that a digest depends neither on where the walk began nor on the order of sets and dicts.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Walk:
         if atom is not None:
             if type(value) is str and (found := self._path(value)) is not None:
                 return found
-            shows = value is None or type(value) in (bool, int, float) and value == value and abs(value) != math.inf
+            shows = value is None or (type(value) in (bool, int, float) and value == value and abs(value) != math.inf)
             return Shape(atom[0], atom[1], value=value if shows else None, shows=shows)
         for kind in self.kinds:
             if (known := kind(value, self)) is not None:
@@ -377,24 +377,26 @@ class Walk:
         if not value or len(value) > 1000 or "\n" in value or "\0" in value:
             return None
         named = "/" in value or os.sep in value or re.search(r"[.]\w{1,12}$", value) is not None
-        place = os.path.expanduser(value)
-        if named and os.path.isfile(place):
-            return Shape("file", self.file(place).encode())
-        return self.folder(place) if os.path.isdir(place) else None
+        place = Path(value).expanduser()
+        try:
+            if named and place.is_file():
+                return Shape("file", self.file(place).encode())
+            return self.folder(place) if place.is_dir() else None
+        except OSError:  # not to be read, or no path at all
+            return None
 
     def _path_like(self, value: os.PathLike[str]) -> Shape:
-        name = os.fspath(value)
-        place = os.path.expanduser(name)
-        if os.path.isfile(place):
+        place = Path(value).expanduser()
+        if place.is_file():
             return Shape("file", self.file(place).encode())
-        found = self.folder(place) if os.path.isdir(place) else None
-        return found or Shape("path", os.fsencode(name))
+        found = self.folder(place) if place.is_dir() else None
+        return found or Shape("path", os.fsencode(value))
 
-    def folder(self, place: str) -> Shape | None:
+    def folder(self, place: Path) -> Shape | None:
         """A folder that holds a model or an index, by its files; None for any other."""
-        if not any(os.path.isfile(os.path.join(place, name)) for name in MODELS_AND_INDEXES):
+        if not any((place / name).is_file() for name in MODELS_AND_INDEXES):
             return None
-        files = sorted(file for file in Path(place).rglob("*") if file.is_file() and not file.name.startswith("."))
+        files = sorted(file for file in place.rglob("*") if file.is_file() and not file.name.startswith("."))
         if len(files) > 10_000:
             return Shape("folder", unreadable=True, library=True)
         return Shape(
@@ -434,7 +436,7 @@ class Walk:
                 node.parts = [(name, part) for name, part in node.parts if name.startswith("version of ")]
 
 
-MODELS_AND_INDEXES = ("config.json", "data.properties", "pt_meta.json")
+MODELS_AND_INDEXES = ("config.json", "data.properties", "pt_meta.json", "pt_pisa_config.json")
 """Files by which a folder is known to be a model or an index."""
 
 

@@ -1,4 +1,4 @@
-"""Whether kept work is the work that is asked for: what it was made by, part by part, and what to do where that differs.
+"""Whether kept work is the work that is asked for: what made it, part by part, and what to do where that differs.
 
 A part is anything that a result depends on, under the name that messages use: ``systems.base``, ``first stage``,
 ``topics``, ``depth``. It is taken once, before the work begins, and again when it ends: what the work itself changed
@@ -169,8 +169,7 @@ class Work:
     def notes(self, kept: Mapping[str, Any]) -> list[str]:
         """What somebody who uses kept work has to know of it."""
         told = [
-            f"{one['part']} is another than the one that made it ({'; '.join(one['differs'])}), and was reused as asked "
-            f"for on {one['at']}"
+            f"{one['part']} is not what made it ({'; '.join(one['differs'])}); it was reused as asked for on {one['at']}"
             for one in kept.get("reused", ())
         ]
         unseen = unseen_of(self.trees)

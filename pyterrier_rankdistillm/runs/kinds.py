@@ -1,4 +1,4 @@
-"""What stands in pipelines, as ``identity.Walk`` counts it: arrays and frames, models, indexes, PyTerrier's own and ours.
+"""What stands in pipelines, as ``identity.Walk`` counts it: arrays and frames, models, indexes, PyTerrier's and ours.
 
 Indexes and checkpoints count by their files and weights, so that copies are equal wherever they lie, and collections by
 their ids in ir_datasets. Java is asked for names only.
@@ -36,7 +36,7 @@ _PASSING = frozenset(
 _CACHES = ("scorer", "retriever", "transformer")
 
 
-def values(value: Any, walk: Walk) -> Shape | None:
+def values(value: Any, _: Walk) -> Shape | None:
     """Arrays, frames and tensors, by content."""
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
@@ -85,7 +85,7 @@ def tensor_digest(tensor: Any) -> bytes:
     return _digest([f"{tensor.dtype} {tuple(tensor.shape)}", content])
 
 
-def tokenizers(value: Any, walk: Walk) -> Shape | None:
+def tokenizers(value: Any, _: Walk) -> Shape | None:
     """Tokenizers as their file says them: cutting and padding are set by whoever calls them."""
     module = sys.modules.get("tokenizers")
     if module is not None and isinstance(value, module.Tokenizer):
@@ -174,7 +174,7 @@ def _reads_itself(kind: type) -> bool:
 
 
 def _files(place: Any, walk: Walk) -> Shape:
-    if not isinstance(place, str | os.PathLike) or not os.path.isdir(place):
+    if not isinstance(place, str | os.PathLike) or not Path(place).is_dir():
         return Shape("nowhere")
     if (Path(place) / "data.properties").is_file():
         return terrier_index(os.fspath(place), walk)

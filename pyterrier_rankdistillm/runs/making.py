@@ -20,9 +20,9 @@ import pyterrier as pt
 from ..checks import is_whole, whole
 from ..errors import RankingError
 from .files import check_target, read
-from .ranks import Ids, first_fault, order_disagrees, positions
 from .kept import Record, Work, check_reuse, made_at
 from .kinds import frame
+from .ranks import Ids, first_fault, order_disagrees, positions
 from .records import describe, frame_digest, versions
 from .shards import Shards, completed, folder_of
 
@@ -203,8 +203,11 @@ def make_run(
     live = (roles.part, FIRST_STAGE)
     work = Work(
         {roles.part: reranker, FIRST_STAGE: first_stage, "topics": frame(asked), **settings},
-        certain=("topics", *settings, *((FIRST_STAGE,) * is_given)), reuse=check_reuse(roles.caller, reuse, live), who=roles.caller, taken=taken,
-    )  # fmt: skip
+        certain=("topics", *settings, *((FIRST_STAGE,) if is_given else ())),
+        reuse=check_reuse(roles.caller, reuse, live),
+        who=roles.caller,
+        taken=taken,
+    )
     done = completed(path, work)
     if done is not None:
         work.warn(stacklevel=4)

@@ -166,7 +166,7 @@ class _Claim:
         parts = {
             "student": student, **{f"settings.{name}": value for name, value in stated.items()}, **given,
             "texts": [dict(data.texts.known), data.texts.loader],
-            "loss": [(LOSSES[term.name].function, term.weight, dict(term.options)) for term in Losses.of(settings.loss).terms],
+            "loss": [(LOSSES[one.name].function, one.weight, dict(one.options)) for one in Losses.of(settings.loss).terms],
             "validation": None if validation is None
             else [frame(validation.run), frame(validation.qrels), str(validation.measure)],
         }  # fmt: skip

@@ -115,8 +115,7 @@ def test_what_a_record_says_of_settings() -> None:
 def test_a_script_s_class_is_known_by_the_script_s_name(tmp_path: Path) -> None:
     script = tmp_path / "some_teacher.py"
     script.write_text(
-        "import pyterrier as pt\nfrom pyterrier_rankdistillm.runs.kept import Work
-from pyterrier_rankdistillm.runs.records import describe\n"
+        "import pyterrier as pt\nfrom pyterrier_rankdistillm.runs.records import describe\n"
         "class Own(pt.Transformer):\n    def transform(self, inp):\n        return inp\n"
         "print(describe(Own())['class'])\n"
     )
