@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from .errors import (
     CheckpointError,
+    DataFileError,
     DownloadError,
+    InputError,
     KeptWorkError,
+    OrderWarning,
     RankDistillmError,
     RankingError,
     ReproductionError,
@@ -33,13 +36,16 @@ __version__ = version("pyterrier-rankdistillm")
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "DataFileError",
     "Distillation",
     "DownloadError",
     "FineTuning",
+    "InputError",
     "KeptWorkError",
     "KeptWorkWarning",
     "MonoElectra",
     "MonoElectraReRanker",
+    "OrderWarning",
     "RankDistillmError",
     "RankingError",
     "Reproduction",

@@ -49,7 +49,8 @@ SAME = {
     ),
     "comprehensions": (
         "def f(r):\n return sum(x * 2 for x in r if x) + max([y for y in r if y], key=lambda z: -z)",
-        "def f(r):\n return sum(\n x * 2\n for x\n in r\n if x) + max(\n [y\n for y in r\n if y],\n key=lambda z:\n -z)",
+        "def f(r):\n return sum(\n x * 2\n for x\n in r\n if x) + max(\n [y\n for y in r\n if y],\n key=lambda z:"
+        "\n -z)",
     ),
     "handlers": (
         "def f(r):\n try: return r()\n except ValueError: return 0\n finally: r(1)",
@@ -131,7 +132,7 @@ def values(number: int) -> list[Any]:
     plain.myself = plain  # type: ignore[attr-defined]
     return [
         number, float(number), str(number), str(number).encode(), complex(number, 1), [number], (number,), {number},
-        {"a": number}, {number: "a"}, {("a", number)}, {("a", number): 1}, [[[number]]], list(range(50)) + [number],
+        {"a": number}, {number: "a"}, {("a", number)}, {("a", number): 1}, [[[number]]], [*range(50), number],
         {str(n): n for n in range(100)} | {"x": number}, frozenset([number]), range(number), slice(number), plain,
         datetime.date(2020, 1, number), decimal.Decimal(number), collections.Counter("a" * number),
         collections.deque([number]), collections.OrderedDict(a=number), re.compile(str(number)), random.Random(number),
@@ -274,7 +275,7 @@ def _renamed(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, **(changed if tree.get("code") else {}), **({"parts": parts} if parts else {})}
 
 
-def test_functions_that_pytest_rewrote_are_taken_as_written(tmp_path: Path) -> None:
+def test_functions_that_pytest_rewrote_are_taken_as_written() -> None:
     """This function is one of them: its code here, and as another process would import it."""
 
     def checks(row: int) -> int:

@@ -1,6 +1,6 @@
 """What a value is, as a digest of all that it holds: a typed walk over values and code.
 
-Equal values of two processes have equal digests, and values that compute something else have others. No bytes of pickle,
+Equal values in two processes have equal digests; values that compute something else have others. No bytes of pickle,
 marshal or repr are hashed. What is walked is a graph: functions name one another, objects hold their parents. Its
 strongly connected parts are told apart by refinement (nodes that nothing tells apart are equal), all else by its
 children, so that a digest depends neither on where the walk began nor on the order of sets and dicts.

@@ -169,7 +169,7 @@ class Work:
     def notes(self, kept: Mapping[str, Any]) -> list[str]:
         """What somebody who uses kept work has to know of it."""
         told = [
-            f"{one['part']} is not what made it ({'; '.join(one['differs'])}); it was reused as asked for on {one['at']}"
+            f"{one['part']} is not what made it ({'; '.join(one['differs'])}); reused on request, {one['at']}"
             for one in kept.get("reused", ())
         ]
         unseen = unseen_of(self.trees)

@@ -213,8 +213,11 @@ def ours(value: Any, walk: Walk) -> Shape | None:
     if name == "ParquetText":
         return Shape(name, parts=[("source", Shape("file", walk.file(value.source).encode())), *version])
     if name == "TextLoader":
-        fields = value._reader._fields
-        return Shape(name, parts=[("dataset", value.collection), ("fields", fields), *version])
+        return Shape(name, parts=[("dataset", value.collection), ("fields", value._fields), *version])
+    if name == "FrameText":
+        return Shape(name, parts=[("texts", value._held), *version])
+    if name == "MappedRun":
+        return Shape(name, parts=[("rankings", value._rankings), *version])
     if name in ("FineTuning", "Distillation"):
         return Shape(name, parts=[("reranker", value._reranker), *version])
     if name == "Rankings":

@@ -46,16 +46,16 @@ def train(
 
     Args:
         stage: For the record.
-        checkpoint: What to start from, with the lengths to train with; not changed.
-        sourced: What to train on.
-        settings: How.
-        folder: Where checkpoints go while it lasts.
-        validation: Chooses the weights that are kept; None: the last.
+        checkpoint: The checkpoint to start from, with the lengths to train with; it is not changed.
+        sourced: The data to train on.
+        settings: All settings.
+        folder: Where checkpoints are written during training.
+        validation: Chooses the weights that are kept; None: the last ones are.
         template: The settings to re-rank with in the validation.
         reuse: Parts of a kept training that may differ; see ``REUSABLE``.
 
     Returns:
-        The trained encoder, on the CPU, in evaluation mode; and how it went.
+        The trained encoder, on the CPU, in evaluation mode; and a record of the training.
 
     Raises:
         KeptWorkError: The folder holds another training.
@@ -70,7 +70,7 @@ def train(
     steps = settings.total_steps(len(data.members))
     resumed = last_checkpoint(folder) if settings.resume else None
     if resumed is not None and settings.patience is not None and stopped_early(resumed, settings.patience):
-        steps = step_of(resumed)  # it is over: the same student again
+        steps = step_of(resumed)  # the training is complete: return the same student again
     lists = Lists(
         data,
         checkpoint.tokenizer,
@@ -82,7 +82,7 @@ def train(
     encoder = checkpoint.encoder.copy(settings.dropout)
 
     def watched() -> MonoElectraReRanker:
-        """The student as a re-ranker with its weights of now, which may be rearranged for scoring."""
+        """The student as a re-ranker with its current weights, which may be rearranged for scoring."""
         return template.clone(
             model=replace(checkpoint, encoder=encoder),
             revision=None,
@@ -166,7 +166,7 @@ class _Claim:
         parts = {
             "student": student, **{f"settings.{name}": value for name, value in stated.items()}, **given,
             "texts": [dict(data.texts.known), data.texts.loader],
-            "loss": [(LOSSES[one.name].function, one.weight, dict(one.options)) for one in Losses.of(settings.loss).terms],
+            "loss": [(LOSSES[t.name].function, t.weight, dict(t.options)) for t in Losses.of(settings.loss).terms],
             "validation": None if validation is None
             else [frame(validation.run), frame(validation.qrels), str(validation.measure)],
         }  # fmt: skip
