@@ -61,6 +61,8 @@ def _number(given: Any) -> float:
     while not isinstance(given, int | float):
         if isinstance(given, torch.nn.Module):
             given = given(torch.ones(1)).item()
+        elif isinstance(given, torch.Tensor):
+            given = given.flatten()[0].item()
         elif isinstance(given, Path):
             given = float(given.read_text())
         elif isinstance(given, dict | list | tuple):
