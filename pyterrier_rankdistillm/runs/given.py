@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast, get_args
 
@@ -405,7 +406,7 @@ class GivenRun:
             folder: Where the mapped form goes if the file's own folder is not writable; None: then it is read.
         """
         file = self.file
-        if file is None or self.order is not None:
+        if file is None or self.order is not None or find_spec("pyarrow") is None:
             return Rankings.from_frame(self.frame(scored=False))
         if os.access(file.absolute().parent, os.W_OK):
             return Rankings.from_file(file)
@@ -619,7 +620,11 @@ def ids_of(column: pd.Series, name: str, door: Door) -> pd.Series:
     Raises:
         ValueError: An id is missing, empty, or neither a string nor a whole number.
     """
-    codes, distinct = pd.factorize(column)
+    try:
+        codes, distinct = pd.factorize(column)
+    except TypeError:  # lists, arrays: nothing that can be looked up
+        odd = next(value for value in column if not isinstance(value, str | int))
+        raise door.wrong(f"must have strings or whole numbers as {name}, but one is {told(odd)}.") from None
     values = list(distinct)
     if (codes < 0).any():
         raise door.wrong(f"has no {name} in row {int((codes < 0).argmax())} (from 0). Every row needs one.")

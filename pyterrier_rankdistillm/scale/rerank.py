@@ -86,9 +86,10 @@ def rerank_dataset(
         ImportError: Ray Data is not installed.
     """
     path = Path(output).expanduser().absolute()
+    who = "rerank_dataset"
     with (
-        connected(address),
-        planned(run, model, path, text, topics, depth, shard_size, num_workers, reuse) as plan,
+        connected(address, who),
+        planned(run, model, path, text, topics, depth, shard_size, num_workers, who, reuse) as plan,
     ):
         done = completed(path, plan.work)
         if done is not None:
