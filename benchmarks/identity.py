@@ -3,8 +3,8 @@
     python benchmarks/identity.py
     python benchmarks/identity.py --megabytes 1000 --rows 1000000
 
-The first line of a kind is the first call in the process, which looks up the packages that are installed. The others are the
-median of several calls. Weights and files are given beside the hash's own speed over as many bytes, in one run.
+The first call in a process looks up the packages that are installed; all other lines are medians of several calls.
+Weights are given beside the hash's own speed over as many bytes, in one run.
 """
 
 from __future__ import annotations

@@ -476,16 +476,21 @@ def _framed(value: Any) -> bytes:
 
 def framed_together(values: Iterable[Any]) -> bytes | None:
     """Many atoms, one after another; None where one is none."""
-    kinds: dict[str, None] = {}
-    lengths, contents, which = array.array("q"), [], bytearray()
-    for value in values:
-        atom = _atom(value)
-        if atom is None:
-            return None
-        kinds.setdefault(atom[0])
-        lengths.append(len(atom[1]))
-        which.append(list(kinds).index(atom[0]))
-        contents.append(atom[1])
+    values = list(values)
+    kinds: dict[str, int] = {}
+    which = bytearray()
+    if set(map(type, values)) == {str}:  # most columns
+        kinds["str"] = 0
+        contents = [value.encode("utf-8", "surrogatepass") for value in values]
+    else:
+        contents = []
+        for value in values:
+            atom = _atom(value)
+            if atom is None:
+                return None
+            which.append(kinds.setdefault(atom[0], len(kinds)))
+            contents.append(atom[1])
+    lengths = array.array("q", map(len, contents))
     digest = _hash()
     digest.update(b" ".join(kind.encode() for kind in kinds))
     if len(kinds) > 1:

@@ -129,8 +129,8 @@ class ScoreCache(pt.Transformer):
         if others and not self._told:
             self._told = True
             warnings.warn(
-                f"ScoreCache: {path.parent} holds scores of another {name.partition('@')[0]} ({others[0]}), whose weights "
-                f"or tokenizer differ. They are kept, and not used.",
+                f"ScoreCache: {path.parent} holds scores of another {name.partition('@')[0]} ({others[0]}), with other "
+                f"weights or another tokenizer. They are kept, and not used.",
                 KeptWorkWarning,
                 stacklevel=4,
             )

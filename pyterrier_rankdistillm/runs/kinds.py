@@ -152,6 +152,10 @@ def transformers(value: Any, walk: Walk) -> Shape | None:
     made = _names(held)
     if isinstance(value, pt.Artifact) or hasattr(value, "path"):
         place = held.pop("path", None)
+        for opened in ("_index_obj", "_index_ref"):  # an index that was given as an object of Java
+            if not isinstance(place, str | os.PathLike) and vars(value).get(opened) is not None:
+                made.append(("index", vars(value)[opened]))
+                break
         filled = any(held.get(name) is not None for name in _CACHES)
         if place is not None and not filled:  # a cache over a scorer holds what that gives
             made.append(("files", _files(place, walk)))

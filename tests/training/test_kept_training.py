@@ -58,7 +58,7 @@ def test_text_labels_loss_and_validation_count(
     other_text = toy.TRAIN.assign(text=[toy.TRAIN["text"].iloc[-1], *toy.TRAIN["text"].iloc[1:]])
     with pytest.raises(KeptWorkError, match=r"holds another training: texts.*reuse=\['texts'\]"):
         fit(other_text)
-    with pytest.raises(KeptWorkError, match="data.query texts"):
+    with pytest.raises(KeptWorkError, match=r"data[.]query texts"):
         fit(toy.TRAIN.assign(query="rain"))
     with pytest.raises(KeptWorkError, match="holds another training: validation"):
         fit(valid=toy.VALID.assign(text="rain"))
