@@ -113,14 +113,15 @@ class Walk:
 
     Args:
         kinds: What is known beyond Python's own values, asked in order.
+        before: An earlier walk of the call, whose files are not read again unless they changed since.
     """
 
-    def __init__(self, kinds: Iterable[Kind] = ()) -> None:
+    def __init__(self, kinds: Iterable[Kind] = (), *, before: Walk | None = None) -> None:
         self.kinds = tuple(kinds)
         self.imports: dict[str, str] = {}
         self._nodes: dict[tuple[int, bool], _Node] = {}
         self._alive: list[Any] = []
-        self._files: dict[str, str] = {}
+        self._files: dict[str, tuple[tuple[int, ...], str]] = {} if before is None else before._files
         self._modules: dict[tuple[int, frozenset[str]], Shape] = {}
         self._expanders = self._made_of()
 
@@ -149,13 +150,16 @@ class Walk:
     def file(self, path: str | os.PathLike[str]) -> str:
         """The digest of a file's content."""
         name = os.path.realpath(path)
-        if name not in self._files:
+        status = os.stat(name)  # noqa: PTH116  (a resolved name)
+        now = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        known = self._files.get(name)
+        if known is None or known[0] != now:
             digest = _hash()
             with open(name, "rb") as file:  # noqa: PTH123  (a resolved name)
                 while data := file.read(_CHUNK):
                     digest.update(data)
-            self._files[name] = digest.hexdigest()
-        return self._files[name]
+            known = self._files[name] = now, digest.hexdigest()
+        return known[1]
 
     # --- building the graph ---
 

@@ -97,6 +97,7 @@ class Systems:
         self.not_run: dict[tuple[str, str, str], None] = {}
         self.made_with: dict[str, Any] = {}
         self._taken: dict[str, Record] = {}
+        self._taken_stages: dict[Path, Record] = {}
         self._kept: dict[str, list[str]] = {}
 
     def compare(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
@@ -118,9 +119,12 @@ class Systems:
         for stage, sources in stages.items():
             for task in self.arguments.table.tasks:
                 source = sources.get(task.name)
-                kept = kept_at(self._path(stage, task, FIRST_STAGE)) if _is_run_here(source) else None
+                path = self._path(stage, task, FIRST_STAGE)
+                kept = kept_at(path) if _is_run_here(source) else None
                 if kept is not None:
-                    found.append(Work({FIRST_PART: source}, reuse=reuse).refusal(*kept, only=[FIRST_PART]))
+                    first = Work({FIRST_PART: source}, reuse=reuse)
+                    self._taken_stages[path] = first.trees[FIRST_PART]
+                    found.append(first.refusal(*kept, only=[FIRST_PART]))
                 for name in self.arguments.systems:
                     kept = kept_at(self._path(stage, task, name)) if part_of(name) in parts else None
                     if kept is not None:
@@ -241,9 +245,10 @@ class Systems:
         )
         # The documents that systems rank are the first stage's, which was compared by itself.
         reuse = [part for part in arguments.reuse if part in (roles.part, FIRST_PART)]
+        taken = self._taken | ({FIRST_PART: self._taken_stages[path]} if path in self._taken_stages else {})
         made = make_run(
             system, first_stage, topics, path, roles=roles, depth=arguments.depth, shard_size=_SHARD, reuse=reuse,
-            taken=self._taken, verbose=arguments.verbose,
+            taken=taken, verbose=arguments.verbose,
         )  # fmt: skip
         self._note_kept(name, made, len(topics))
         return made.read(), made.record

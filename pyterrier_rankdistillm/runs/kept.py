@@ -78,7 +78,7 @@ class Work:
         self.certain = frozenset(certain)
         self.reuse = frozenset(reuse)
         self.who = who
-        one = walk()
+        self._walk = one = walk()
         known = dict(taken or {})
         self.trees: dict[str, Record] = {
             name: known[name] if name in known else one.tree(value) for name, value in self.parts.items()
@@ -155,7 +155,7 @@ class Work:
             kept: What was recorded before.
             only: The parts that work can change.
         """
-        again = walk()
+        again = walk(self._walk)
         parts, changed = dict(kept["parts"]), dict(kept["changed"])
         for name in only:
             before, after = self.trees[name], again.tree(self.parts[name])

@@ -298,9 +298,9 @@ KINDS: tuple[Kind, ...] = (values, tokenizers, java, ours, transformers)
 """What is known, asked in this order."""
 
 
-def walk() -> Walk:
-    """A walk that knows what stands in pipelines."""
-    return Walk(KINDS)
+def walk(before: Walk | None = None) -> Walk:
+    """A walk that knows what stands in pipelines; see ``Walk``."""
+    return Walk(KINDS, before=before)
 
 
 def _digest(parts: Iterable[Any]) -> bytes:

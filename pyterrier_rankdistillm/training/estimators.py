@@ -261,7 +261,8 @@ class _StudentEstimator(pt.Estimator):
 
     def _source(self, checkpoint: Checkpoint) -> str:
         revision = f" at revision {checkpoint.revision}" if checkpoint.revision else ""
-        return f"{checkpoint.source}{revision}, {_DONE[self.stage]} with {self.training.losses}"
+        kept = f" ({'; '.join(self.training.notes)})" if self.training.notes else ""
+        return f"{checkpoint.source}{revision}, {_DONE[self.stage]} with {self.training.losses}{kept}"
 
 
 class FineTuning(_StudentEstimator):
