@@ -44,12 +44,20 @@ class Arguments:
     condensed: bool
     folder: Path | None
     verbose: bool
+    reuse: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depth", whole(self.depth))
         problems = [*self._problems_of_systems(), *self._problems_of_the_rest()]
         if problems:
             raise ValueError("\n".join(f"reproduce: {problem}" for problem in problems))
+
+    @property
+    def reusable(self) -> list[str]:
+        """What ``reuse`` may name."""
+        return [f"systems.{n}" for n, system in self.systems.items() if isinstance(system, pt.Transformer)] + [
+            "first stage"
+        ]
 
     @property
     def first_row(self) -> str:
@@ -103,6 +111,9 @@ class Arguments:
                 yield f"published rows of {self.table.name} are {known}, got {row!r}."
         if self.condensed and self.text is None:
             yield "condensed=True ranks only the documents that text has, but text is None. Give a frame or a file."
+        for part in self.reuse:
+            if part not in self.reusable:
+                yield f"reuse must name what an error printed, of {', '.join(self.reusable)}, got {part!r}."
         if self.folder is not None and importlib.util.find_spec("pyarrow") is None:
             yield str(missing("pyarrow", "folder"))
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ import pyterrier as pt
 from ..checks import first_no_text
 from ..extras import require
 from .atomic import write_json
+from .kept import KeptWorkWarning
 from .records import model_identity
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class ScoreCache(pt.Transformer):
         _caching()
         self.reranker = reranker
         self.folder = folder
+        self._told = False
         self._opened: tuple[tuple[Checkpoint, str, str | None], Path, Any] | None = None
 
     @property
@@ -111,12 +114,26 @@ class ScoreCache(pt.Transformer):
             self.close()
             identity = model_identity(self.reranker)
             path = Path(self.folder).expanduser().absolute() / _name(identity)
+            self._tell_of_others(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             cache = _caching().Sqlite3ScorerCache(path, self.reranker, group="query", key=_KEY, value="score")
             if not (path / "identity.json").exists():
                 write_json(path / "identity.json", identity)
             self._opened = now, path, cache
         return self._opened[1], self._opened[2]
+
+    def _tell_of_others(self, path: Path) -> None:
+        """Tells, once, of scores of a model that goes by the same name, but is another one by content."""
+        name = path.name.rpartition("-")[0]
+        others = [] if path.exists() else sorted(other.name for other in path.parent.glob(f"{name}-*"))
+        if others and not self._told:
+            self._told = True
+            warnings.warn(
+                f"ScoreCache: {path.parent} holds scores of another {name.partition('@')[0]} ({others[0]}), with other "
+                f"weights or another tokenizer. They are kept, and not used.",
+                KeptWorkWarning,
+                stacklevel=4,
+            )
 
 
 def _name(identity: dict[str, Any]) -> str:

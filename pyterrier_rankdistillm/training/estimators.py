@@ -6,6 +6,7 @@ import inspect
 import os
 import tempfile
 from abc import abstractmethod
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,7 @@ class _StudentEstimator(pt.Estimator):
         *,
         run: Run | GivenRun | None = None,
         text: Texts | None = None,
+        reuse: Collection[str] = (),
     ) -> None:
         """Trains a copy of the student; PyTerrier calls it from a pipeline's ``fit``.
 
@@ -91,8 +93,11 @@ class _StudentEstimator(pt.Estimator):
                 (``"rankdistillm:rankzephyr"``). It is not read into memory.
             text: A source for texts that are not in the frames: a text loader, or a dataset as for
                 ``runs.text_loader``. Overrides the constructor's.
+            reuse: Parts that differ from what made the training in ``folder`` (``"teacher"``, ``"texts"``, ...),
+                although it is to be continued anyway. An error names them.
 
         Raises:
+            KeptWorkError: ``folder`` holds another training, or another teacher's run.
             TrainingDataError: The data cannot be trained on. The message lists all problems.
             CheckpointError: The student cannot be opened.
         """
@@ -104,7 +109,7 @@ class _StudentEstimator(pt.Estimator):
             raise ValueError(f"{who}: with several processes folder must be given, got None. They share checkpoints.")
         text = self.text if text is None else text
         text_field = self._template().text_field
-        sourced = self._sourced(topics_or_res_tr, qrels_tr, run=run, text=text, text_field=text_field)
+        sourced = self._sourced(topics_or_res_tr, qrels_tr, run=run, text=text, text_field=text_field, reuse=reuse)
         validation = Validation.of(who, self.settings, topics_or_res_va, qrels_va, text=text, text_field=text_field)
         checkpoint = self._opened_student()
         with ExitStack() as stack:
@@ -117,6 +122,7 @@ class _StudentEstimator(pt.Estimator):
                 folder=Path(folder),
                 validation=validation,
                 template=self._template(),
+                reuse=reuse,
             )
         trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None)
         self._reranker = self._template().clone(model=trained, revision=None, query_length=None, doc_length=None)
@@ -131,6 +137,7 @@ class _StudentEstimator(pt.Estimator):
         run: Run | GivenRun | None,
         text: Texts | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced: ...
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +261,8 @@ class _StudentEstimator(pt.Estimator):
 
     def _source(self, checkpoint: Checkpoint) -> str:
         revision = f" at revision {checkpoint.revision}" if checkpoint.revision else ""
-        return f"{checkpoint.source}{revision}, {_DONE[self.stage]} with {self.training.losses}"
+        kept = f" ({'; '.join(self.training.notes)})" if self.training.notes else ""
+        return f"{checkpoint.source}{revision}, {_DONE[self.stage]} with {self.training.losses}{kept}"
 
 
 class FineTuning(_StudentEstimator):
@@ -292,7 +300,9 @@ class FineTuning(_StudentEstimator):
         run: Run | GivenRun | None,
         text: Texts | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced:
+        del reuse  # nothing is kept before the training begins
         return labelled_data(type(self).__name__, self.settings, inp, qrels, run=run, text=text, text_field=text_field)
 
 
@@ -343,6 +353,7 @@ class Distillation(_StudentEstimator):
         run: Run | GivenRun | None,
         text: Texts | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced:
         return taught_data(
             type(self).__name__,
@@ -353,4 +364,5 @@ class Distillation(_StudentEstimator):
             run=run,
             text=text,
             text_field=text_field,
+            reuse=reuse,
         )

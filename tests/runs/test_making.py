@@ -19,6 +19,7 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_rankdistillm import runs
+from pyterrier_rankdistillm.runs.kept import Work
 from pyterrier_rankdistillm.runs.records import describe
 from pyterrier_rankdistillm.runs.shards import Shard, ShardError, Shards
 
@@ -42,6 +43,10 @@ class FakeLlm(pt.Transformer):
         out = inp.assign(score=inp["rank"] + random.random() / 2 + np.random.random() / 4)  # noqa: NPY002
         out["rank"] = out.groupby("qid")["score"].rank(ascending=False).astype(int) - 1
         return self.change(out)
+
+    def results_depend_on(self) -> dict[str, Any]:
+        """Not on ``change``: a teacher that is stopped, or mended, is the same teacher."""
+        return {"model_id": self.model_id, "temperature": self.temperature}
 
 
 def make(output: Path, teacher: pt.Transformer | None = None, **options: Any) -> runs.MadeRun:
@@ -238,11 +243,11 @@ def test_other_settings_do_not_continue(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "a.run", teacher)
     for options, what in (
-        ({"seed": 1}, r"settings.seed: 42, now 1"),
-        ({"depth": 5}, r"settings.depth: 4, now 5"),
+        ({"seed": 1}, r"seed: 42, now 1"),
+        ({"depth": 5}, r"depth: 4, now 5"),
         ({"shard_size": 4}, r"size: 3, now 4"),
-        ({"revision": "x"}, r'settings.revision: null, now "x"'),
-        ({"teacher": FakeLlm("other/llm")}, r'settings.teacher.model_id: "fake/llm", now "other/llm"'),
+        ({"revision": "x"}, r"revision: null, now something else"),
+        ({"teacher": FakeLlm("other/llm")}, r"teacher.model_id: is another"),
     ):
         with pytest.raises(ShardError, match=what):
             make(tmp_path / "a.run", **options)
@@ -334,7 +339,7 @@ def test_bad_arguments(tmp_path: Path, options: dict[str, Any], topics: pd.DataF
 
 def test_shards_can_be_taken_by_several_workers(tmp_path: Path) -> None:
     def open_shards() -> Shards:
-        return Shards(tmp_path / "s", ["a", "b", "c"], size=2, settings={"x": 1})
+        return Shards(tmp_path / "s", ["a", "b", "c"], size=2, work=Work({"x": 1}))
 
     one, two = open_shards(), open_shards()
     assert one.all == [Shard(0, ("a", "b")), Shard(1, ("c",))]

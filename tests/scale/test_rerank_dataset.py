@@ -156,7 +156,7 @@ def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_kept(
     assert not (tmp_path / "out.run").exists()
     finished = list((tmp_path / "out.run.shards").glob("0*.json"))
     assert finished
-    with pytest.raises(ShardError, match=r"settings.depth: null, now 3"):
+    with pytest.raises(ShardError, match=r"depth: null, now 3"):
         rerank(run_file, model, loader, tmp_path / "out.run", depth=3)
     before, loader.deadly = done(loader), ""
     made = rerank(run_file, model, loader, tmp_path / "out.run", num_workers=2)

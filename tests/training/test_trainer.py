@@ -437,11 +437,11 @@ def test_tensorboard(model: tiny.Tiny, tmp_path: Path) -> None:
 
 FOLDER_OF_ANOTHER: list[tuple[dict[str, Any], pd.DataFrame, str]] = [
     ({"seed": 7}, toy.TRAIN, "settings.seed: 42, now 7"),
-    ({"loss": "adr_mse"}, toy.TRAIN, 'settings.loss: "ranknet", now "adr_mse"'),
+    ({"loss": "adr_mse"}, toy.TRAIN, "settings.loss: is another"),
     ({"steps": 8}, toy.TRAIN, "settings.steps: 4, now 8"),
     ({}, toy.RUN, "data.queries: 6, now 8"),
     ({}, toy.TRAIN[toy.TRAIN["rank"] < 5], "data.rows: 36, now 30"),
-    ({}, toy.TRAIN.assign(rank=5 - toy.TRAIN["rank"], score=-toy.TRAIN["score"]), "data.some rankings: "),
+    ({}, toy.TRAIN.assign(rank=5 - toy.TRAIN["rank"], score=-toy.TRAIN["score"]), "data.rankings: "),
 ]
 
 
