@@ -10,6 +10,7 @@
     ├── TrainingDataError (ValueError)   data cannot be trained on
     ├── ReproductionError (ValueError)   nothing of a table could be run
     ├── DownloadError (OSError)          no source gave a file
+    ├── InUseError (OSError)             another process is at the same work
     └── WorkerError (ChildProcessError)  Ray's workers died
 """
 
@@ -48,5 +49,9 @@ class DownloadError(RankDistillmError, OSError):
     """No source gave the file; the message says why for each of them."""
 
 
+class InUseError(RankDistillmError, OSError):
+    """Another process (or another thread of this one) is at the same work; the message says which, and since when."""
+
+
 class WorkerError(RankDistillmError, ChildProcessError):
-    """Workers died again and again; the message names the shard they died of."""
+    """Workers died again and again, or gave no sign of life; the message names the shard, or what to look at."""

@@ -17,6 +17,7 @@ import pyterrier as pt
 from ir_measures import Measure, nDCG
 
 from ..errors import ReproductionError
+from ..locks import hold, lock_in
 from ..runs.records import hardware, versions
 from . import tasks as task_data
 from .arguments import CONDENSED, Arguments
@@ -92,6 +93,7 @@ def reproduce(
         ReproductionError: Nothing could be run; the message says what to do for each task. Or a system drops, invents
             or repeats documents, or gives scores that are no numbers.
         FileExistsError: ``folder`` holds runs of other work.
+        InUseError: Another process works in ``folder``.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
@@ -115,10 +117,12 @@ def reproduce(
     )
     stages = task_data.first_stages(first_stage, chosen)
     with ExitStack() as stack:
+        if arguments.folder is not None:
+            stack.enter_context(hold(lock_in(arguments.folder), f"reproduce: folder {arguments.folder}"))
         scratch = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         result = _Reproducing(arguments, Systems(arguments, scratch / "runs")).run(stages)
-    if arguments.folder is not None:
-        result.save(arguments.folder)
+        if arguments.folder is not None:
+            result.save(arguments.folder)
     return result
 
 

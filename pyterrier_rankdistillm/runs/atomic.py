@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..scratch import scratch_file, sync
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A path beside ``target`` to write to: it takes the target's place at the end, and vanishes after an error.
 
-    Readers see the old file or the new one, also when the process is killed; then a hidden ``.{name}.*.tmp`` may stay.
+    Readers see the old file or the new one, also when the process is killed; what that leaves, the next writer of the
+    target removes.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with scratch_file(target) as scratch:
         yield scratch
-        with scratch.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(scratch)
         scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -6,6 +6,12 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +19,8 @@ import pandas as pd
 import pyterrier as pt
 
 from ..extras import require
+from ..locks import Lock, hold, lock_of
+from ..scratch import replacing_folder
 from .atomic import write_json
 from .records import model_identity
 
@@ -32,7 +40,11 @@ class ScoreCache(pt.Transformer):
     Pairs are known by query and text, not by docno, so that other texts under the same docno are other pairs.
 
     The model is opened when the first rows come, since its name and content are the cache's. The device is not part of
-    the name: scores of CPU and GPU, which differ in the sixth digit, mix. One process at a time may write.
+    the name: scores of CPU and GPU, which differ in the sixth digit, mix.
+
+    One process at a time has a model's cache, from its first rows until ``close()`` or the process's end, however it
+    ends; within that process any number of threads and of ``ScoreCache`` objects share it. A cache whose making was
+    stopped is made anew.
 
     Args:
         reranker: The re-ranker.
@@ -41,6 +53,8 @@ class ScoreCache(pt.Transformer):
     Raises:
         ImportError: pyterrier-caching is not installed.
         TypeError: Not a ``MonoElectraReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
+        InUseError: From the first rows on: another process has this model's cache.
+        OSError: From the first rows on: the cache cannot be read or written.
     """
 
     schematic: ClassVar[dict[str, str | None]] = {"label": "ScoreCache", "help_url": None}
@@ -56,12 +70,12 @@ class ScoreCache(pt.Transformer):
         _caching()
         self.reranker = reranker
         self.folder = folder
-        self._opened: tuple[tuple[Checkpoint, str, str | None], Path, Any] | None = None
+        self._opened: _Opened | None = None
 
     @property
     def path(self) -> Path:
         """The folder of this model's cache (opens the model)."""
-        return self._open()[0]
+        return self._open().place.path
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """As the re-ranker's."""
@@ -75,20 +89,23 @@ class ScoreCache(pt.Transformer):
         strings = all(isinstance(value, str) for name in ("query", text) for value in inp[name])
         if not strings or inp[["qid", "docno"]].isna().to_numpy().any():
             return self.reranker.transform(inp)  # which says what is wrong
-        cache = self._open()[1]
         pairs = inp[needed].reset_index(drop=True)
         pairs[_KEY] = [_digest(value) for value in pairs[text]]
         # The cache wants each pair once, the re-ranker wants each docno of a query once.
         distinct = pairs.drop_duplicates(["query", _KEY])
-        known = cache.transform(distinct)
+        opened = self._open()
+        with opened.place.turn, _faults(opened.place.path):
+            known = opened.cache.transform(distinct)
         scores = dict(zip(zip(known["query"], known[_KEY], strict=True), known["score"], strict=True))
         found = [scores[pair] for pair in zip(pairs["query"], pairs[_KEY], strict=True)]
         return ranked(inp, pd.Series(found, dtype="float64").to_numpy(dtype="float32"))
 
     def close(self) -> None:
-        """Closes the file; it is opened again when needed."""
-        if self._opened is not None:
-            self._opened[2].close()
+        """Closes the file, and lets other processes have it; it is opened again when needed."""
+        with _OPENING:
+            if self._opened is not None and self._opened.process == os.getpid():
+                with self._opened.place.turn:
+                    self._opened.cache.close()
             self._opened = None
 
     def __enter__(self) -> ScoreCache:
@@ -103,19 +120,89 @@ class ScoreCache(pt.Transformer):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def _open(self) -> tuple[Path, Any]:
-        # Settings of the re-ranker may have changed since; then it has opened another checkpoint.
-        now = (self.reranker.checkpoint, self.reranker.dtype, self.reranker.activation)
-        if self._opened is None or self._opened[0][0] is not now[0] or self._opened[0][1:] != now[1:]:
-            self.close()
-            identity = model_identity(self.reranker)
-            path = Path(self.folder).expanduser().absolute() / _name(identity)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cache = _caching().Sqlite3ScorerCache(path, self.reranker, group="query", key=_KEY, value="score")
-            if not (path / "identity.json").exists():
-                write_json(path / "identity.json", identity)
-            self._opened = now, path, cache
-        return self._opened[1], self._opened[2]
+    def _open(self) -> _Opened:
+        with _OPENING:
+            # Settings of the re-ranker may have changed since; then it has opened another checkpoint.
+            checkpoint = self.reranker.checkpoint
+            settings = self.reranker.dtype, self.reranker.activation
+            opened = self._opened
+            if opened is None or not opened.is_for(checkpoint, settings):
+                self.close()
+                identity = model_identity(self.reranker)
+                path = Path(self.folder).expanduser().absolute() / _name(identity)
+                place = _place(path)
+                opened = self._opened = _Opened(checkpoint, settings, place, _cache(path, self.reranker, identity))
+            return opened
+
+
+class _Place:
+    """A model's cache as this process has it: locked against others, its threads one after another.
+
+    The lock goes with the last that uses it.
+    """
+
+    def __init__(self, path: Path, lock: Lock) -> None:
+        self.path = path
+        self.turn = threading.RLock()
+        self.process = os.getpid()
+        weakref.finalize(self, lock.release)
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """What a ``ScoreCache`` has opened, and for which model."""
+
+    checkpoint: Checkpoint
+    settings: tuple[str, str | None]
+    place: _Place
+    cache: Any
+    process: int = field(default_factory=os.getpid)
+
+    def is_for(self, checkpoint: Checkpoint, settings: tuple[str, str | None]) -> bool:
+        """Whether it serves; what a forked process inherited does not."""
+        return self.checkpoint is checkpoint and self.settings == settings and self.process == os.getpid()
+
+
+_OPENING = threading.RLock()
+_PLACES: weakref.WeakValueDictionary[Path, _Place] = weakref.WeakValueDictionary()
+
+
+def _place(path: Path) -> _Place:
+    place = _PLACES.get(path)
+    if place is None or place.process != os.getpid():
+        lock = hold(
+            lock_of(path),
+            f"ScoreCache: {path}",
+            "Call close() there, or end that process; or give another folder.",
+        )
+        place = _PLACES[path] = _Place(path, lock)
+    return place
+
+
+def _cache(path: Path, reranker: MonoElectraReRanker, identity: dict[str, Any]) -> Any:
+    """Pyterrier-caching's cache, made where there is none that was made to its end."""
+    make, options = _caching().Sqlite3ScorerCache, {"group": "query", "key": _KEY, "value": "score"}
+    with _faults(path):
+        if not (path / "pt_meta.json").is_file():
+            with replacing_folder(path) as new:
+                new.rmdir()  # it makes its folder itself
+                make(new, reranker, **options).close()
+                write_json(new / "identity.json", identity)
+        cache = make(path, reranker, **options)
+        cache.db.close()
+        cache.db = sqlite3.connect(path / "db.sqlite3", check_same_thread=False)  # they take turns
+        return cache
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OSError(
+            f"ScoreCache: {path} cannot be read or written: {error}. Make room, or delete the folder: what it held is "
+            f"scored again."
+        ) from error
 
 
 def _name(identity: dict[str, Any]) -> str:

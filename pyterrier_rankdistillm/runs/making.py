@@ -19,6 +19,7 @@ import pyterrier as pt
 
 from ..checks import is_whole, whole
 from ..errors import RankingError
+from ..locks import hold, lock_of
 from .files import check_target, read
 from .ranks import Ids, first_fault, order_disagrees, positions
 from .records import describe, frame_digest, versions
@@ -122,13 +123,15 @@ def make_teacher_run(
         RankingError: A faulty ranking; the shards finished so far stay.
         ShardError: ``{output}.shards`` is of other work.
         FileExistsError: ``output`` is of other work.
+        InUseError: Another process makes this run.
     """
     _check(topics, depth, shard_size, on_fault)
     about = _as_json({"model": model, "revision": revision, "settings": dict(settings or {})})
-    return make_run(
-        teacher, first_stage, topics, output, roles=_TEACHER, depth=depth, shard_size=shard_size, seed=seed,
-        about=about, on_fault=on_fault, verbose=verbose,
-    )  # fmt: skip
+    with hold(lock_of(output), f"make_teacher_run: {os.fspath(output)}"):
+        return make_run(
+            teacher, first_stage, topics, output, roles=_TEACHER, depth=depth, shard_size=shard_size, seed=seed,
+            about=about, on_fault=on_fault, verbose=verbose,
+        )  # fmt: skip
 
 
 def make_run(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyterrier as pt
 
+from ..locks import hold, lock_of
 from ..runs.making import MadeRun
 from ..runs.shards import ShardFolder, Shards, completed, folder_of
 from .cluster import connected
@@ -77,10 +78,15 @@ def rerank_dataset(
         WorkerError: Workers died of one shard again and again.
         ShardError: ``{output}.shards`` is of other work.
         FileExistsError: ``output`` is of other work.
+        InUseError: Another process makes this run.
         ImportError: Without Ray Data.
     """
     path = Path(output).expanduser().absolute()
-    with connected(address), planned(run, model, path, text, topics, depth, shard_size, num_workers) as plan:
+    with (
+        hold(lock_of(path), f"rerank_dataset: {path}"),
+        connected(address),
+        planned(run, model, path, text, topics, depth, shard_size, num_workers) as plan,
+    ):
         done = completed(path, plan.settings)
         if done is not None:
             return MadeRun(path, done)

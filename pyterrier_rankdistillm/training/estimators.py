@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from ..locks import hold, lock_in
 from ..reranker import MonoElectraReRanker, ranked
 from ..runs.text import Dataset
 from ..scoring.checkpoint import Checkpoint
 from .data import RunFile, Sourced, Teacher, labelled_data, taught_data
-from .launch import processes
+from .launch import is_main_process, processes
 from .losses import Losses
 from .record import Training
 from .settings import Settings, Stage
@@ -81,7 +82,24 @@ class _StudentEstimator(pt.Estimator):
         Raises:
             TrainingDataError: The data cannot be trained on; all that is wrong with it is in the message.
             CheckpointError: The student cannot be opened.
+            InUseError: Another process trains in the settings' folder.
         """
+        with ExitStack() as stack:
+            folder = self.settings.folder
+            if folder is not None and is_main_process():
+                stack.enter_context(hold(lock_in(folder), f"{type(self).__name__}: folder {os.fspath(folder)}"))
+            self._fit(topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, run=run, text=text)
+
+    def _fit(
+        self,
+        topics_or_res_tr: pd.DataFrame | None,
+        qrels_tr: pd.DataFrame | None,
+        topics_or_res_va: pd.DataFrame | None,
+        qrels_va: pd.DataFrame | None,
+        *,
+        run: RunFile | None,
+        text: pt.Transformer | Dataset | None,
+    ) -> None:
         who = type(self).__name__
         if processes() > 1 and self.settings.folder is None:
             raise ValueError(f"{who}: with several processes folder must be given, got None. They share checkpoints.")

@@ -60,7 +60,7 @@ def train(
         FloatingPointError: The loss became infinite or NaN.
     """
     check_installed("accelerate", "Training")
-    from .callbacks import MEASURE, last_checkpoint, step_of, stopped_early
+    from .callbacks import MEASURE, discard_newer, last_checkpoint, step_of, stopped_early
     from .trainer import ListwiseTrainer, quiet, resolved_dtype  # imports most of transformers
 
     data = sourced.data
@@ -103,9 +103,13 @@ def train(
         folder=folder,
         steps=steps,
         validate=None if validation is None else measure,
+        resumed=resumed is not None,
     )
     if settings.folder is not None and trainer.is_world_process_zero():
+        continued = settings.resume and (folder / _RECORD).is_file()
         _claim(folder, stage, checkpoint, settings, data)
+        if continued:
+            discard_newer(folder, resumed)
     started = time.monotonic()
     with quiet():
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
