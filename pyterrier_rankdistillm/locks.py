@@ -34,6 +34,7 @@ class Lock:
         self.file = file
         self._descriptor = descriptor
         self._process = os.getpid()
+        self.made_folder = False
         _HELD.add(self)
 
     @classmethod
@@ -68,6 +69,9 @@ class Lock:
         if not keep and sys.platform == "win32":  # where open files cannot be removed: not one that another has by now
             with contextlib.suppress(OSError):
                 self.file.unlink()
+        if self.made_folder:
+            with contextlib.suppress(OSError):  # it is not empty: the work has begun
+                self.file.parent.rmdir()
 
     def sign(self) -> None:
         """Writes into the file who holds it."""
@@ -105,6 +109,7 @@ def hold(file: Path, work: str, remedy: str = "Wait until it has ended; what it 
     Raises:
         InUseError: Another process (or another thread of this one) is at it; the message says which, and since when.
     """
+    there = file.parent.exists()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = Lock.take(file)
@@ -112,6 +117,7 @@ def hold(file: Path, work: str, remedy: str = "Wait until it has ended; what it 
         return Lock(file, None)
     if lock is None:
         raise InUseError(f"{work} is in use by {_holder(file)}. {remedy}")
+    lock.made_folder = not there
     lock.sign()
     return lock
 

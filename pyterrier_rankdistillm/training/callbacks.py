@@ -127,9 +127,10 @@ def _damage(checkpoint: Path) -> Path | None:
         now = _digests(checkpoint)
         damaged = next((name for name, digest in written.items() if now.get(name) != digest), None)
         if damaged is not None:
-            return checkpoint / damaged
+            return checkpoint / str(damaged)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        best = state["best_model_checkpoint"] and checkpoint.with_name(Path(state["best_model_checkpoint"]).name)
+        named = state["best_model_checkpoint"]
+        best = None if named is None else checkpoint.with_name(Path(named).name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return checkpoint / _COMPLETE
     return None if best in (None, checkpoint) else _damage(best)
