@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..checks import is_whole
-from ..runs.shards import Shard
+from ..runs.shards import Shard, folder_of
 from .cluster import connected
 from .inputs import Model, Run, Text, Topics
 from .plan import Plan, planned
@@ -133,7 +133,7 @@ def estimate_rerank(
     path = Path(output).expanduser().absolute()
     with connected(address), planned(run, model, path, text, topics, depth, None, num_workers) as plan:
         rows = _sample(plan, sample)
-        measured: list[dict[str, float]] = list(over_workers(Sampler, plan.job, rows, plan.workers))
+        measured: list[dict[str, float]] = list(over_workers(Sampler, plan.job, rows, plan.workers, folder_of(path)))
     pairs = sum(one["pairs"] for one in measured)
     speed = statistics.median(one["pairs"] / one["seconds"] for one in measured)
     return Estimate(

@@ -75,7 +75,7 @@ def rerank_dataset(
     Raises:
         ValueError, KeyError: What ``runs`` and ``MonoElectra`` say of a run that is none, queries or texts that are
             missing, scores that are not finite; or more workers than Ray has room for.
-        WorkerError: Workers died of one shard again and again.
+        WorkerError: Workers died of one shard again and again, or none of them gave a sign of life for ten minutes.
         ShardError: ``{output}.shards`` is of other work.
         FileExistsError: ``output`` is of other work.
         InUseError: Another process makes this run.
@@ -98,6 +98,6 @@ def rerank_dataset(
             bar.update(len(qids) - sum(len(shard.qids) for shard in pending))
             rows = [plan.row(shard) for shard in pending]
             folder = ShardFolder(shards.folder, shards.suffix)
-            for queries in over_workers(ReRanker, plan.job, rows, plan.workers, folder=folder):
+            for queries in over_workers(ReRanker, plan.job, rows, plan.workers, shards.folder, folder=folder):
                 bar.update(queries)
         return MadeRun(path, shards.complete(path, plan.settings, tag="monoelectra"))

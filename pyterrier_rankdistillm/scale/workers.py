@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import platform
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, cast
 
 import pandas as pd
@@ -25,6 +29,13 @@ from .cluster import Workers, import_ray, silence
 
 ATTEMPTS = 3
 """How often a shard is begun, by workers that die of it, before it is given up."""
+
+BEAT = 5.0
+"""Seconds between two signs of life of a worker at work."""
+
+SILENCE = 600.0
+"""Seconds without a sign of life of any worker, or a finished shard, after which the work is given up: Ray itself waits
+for ever for workers that are stopped, or that it has no room for."""
 
 
 @dataclass
@@ -85,9 +96,12 @@ class Worker:
     Args:
         job: Ray's reference to the job.
         threads: Cores that it may use.
+        pulse: A folder, for signs of life.
+        beat: Seconds between two of them.
     """
 
-    def __init__(self, job: Any, threads: int) -> None:
+    def __init__(self, job: Any, threads: int, pulse: Path, beat: float) -> None:
+        self._pulse, self._beat = pulse, beat
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizers' threads
         torch.set_num_threads(threads)
         self._reference = job
@@ -108,7 +122,8 @@ class Worker:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", TruncationWarning)
             try:
-                value = self.do(shard, batch["positions"][0].tolist(), list(batch["queries"][0]))
+                with self._alive(shard):
+                    value = self.do(shard, batch["positions"][0].tolist(), list(batch["queries"][0]))
             except Exception as raised:  # whatever it is, the driver raises it
                 error = _portable(raised)
         truncation = next((str(warning.message) for warning in caught), None)
@@ -118,6 +133,31 @@ class Worker:
         """Does a shard's work."""
         raise NotImplementedError
 
+    @contextmanager
+    def _alive(self, shard: Shard) -> Iterator[None]:
+        """Gives signs of life meanwhile: a file that grows."""
+        file = self._pulse / f"{shard.index:06d}{_PULSE}"
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.is_set():
+                with suppress(OSError), file.open("ab") as signs:
+                    signs.write(b".")
+                ended.wait(self._beat)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
+_PULSE = ".pulse"
+
 
 class ReRanker(Worker):
     """Re-ranks shards into a folder; answers the number of queries.
@@ -125,11 +165,13 @@ class ReRanker(Worker):
     Args:
         job: As for ``Worker``.
         threads: As for ``Worker``.
+        pulse: As for ``Worker``.
+        beat: As for ``Worker``.
         folder: Where finished shards go.
     """
 
-    def __init__(self, job: Any, threads: int, folder: ShardFolder) -> None:
-        super().__init__(job, threads)
+    def __init__(self, job: Any, threads: int, pulse: Path, beat: float, folder: ShardFolder) -> None:
+        super().__init__(job, threads, pulse, beat)
         self.folder = folder
 
     def do(self, shard: Shard, positions: list[int], queries: list[str]) -> int:
@@ -152,7 +194,7 @@ class ReRanker(Worker):
 
 
 def over_workers(
-    worker: type[Worker], job: Job, rows: list[dict[str, Any]], workers: Workers, **arguments: Any
+    worker: type[Worker], job: Job, rows: list[dict[str, Any]], workers: Workers, pulse: Path, **arguments: Any
 ) -> Iterator[Any]:
     """What workers did, as they answer. What went wrong is raised; that texts were cut is warned of once.
 
@@ -161,10 +203,11 @@ def over_workers(
         job: What all of them get.
         rows: The work, one a shard: ``index``, ``qids``, ``positions`` and ``queries``.
         workers: How many, and what each has.
-        arguments: Those of the worker, beside its job and its threads.
+        pulse: A folder that all see, for signs of life; made where there is none.
+        arguments: Those of the worker, beside its job, its threads and its pulse.
 
     Raises:
-        WorkerError: Ray gave up.
+        WorkerError: Ray gave up, or no worker gave a sign of life for ``SILENCE`` seconds.
     """
     ray = import_ray()
     if not rows:
@@ -179,12 +222,18 @@ def over_workers(
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=min(workers.number, len(rows))),
-            fn_constructor_kwargs={"job": ray.put(job), "threads": workers.cpus, **arguments},
+            fn_constructor_kwargs={
+                "job": ray.put(job),
+                "threads": workers.cpus,
+                "pulse": pulse,
+                "beat": BEAT,
+                **arguments,
+            },
             num_cpus=workers.cpus,
             num_gpus=workers.gpus or None,
         )
         try:
-            for row in data.iter_rows():
+            for row in _watched(data.iter_rows(), pulse):
                 answer: Answer = pickle.loads(row["answer"])
                 if answer.error is not None:
                     raise answer.error
@@ -197,6 +246,64 @@ def over_workers(
             raise WorkerError(
                 f"rerank_dataset: Ray stopped: {type(error).__name__}: {first} Call again: finished shards are kept."
             ) from error
+
+
+def _watched(rows: Iterator[Any], pulse: Path) -> Iterator[Any]:
+    """Rows as they come, from a thread, since nobody else can say that none will."""
+    came: SimpleQueue[tuple[Any, BaseException | None] | None] = SimpleQueue()
+    before = set(threading.enumerate())
+    over = False
+
+    def pull() -> None:
+        try:
+            for row in rows:
+                came.put((row, None))
+            came.put(None)
+        except BaseException as error:
+            came.put((None, error))
+
+    pulse.mkdir(parents=True, exist_ok=True)
+    threading.Thread(target=pull, daemon=True).start()
+    signs, since = _signs(pulse), time.monotonic()
+    try:
+        while True:
+            try:
+                answer = came.get(timeout=min(BEAT, SILENCE / 4))
+            except Empty:
+                if (now := _signs(pulse)) != signs:
+                    signs, since = now, time.monotonic()
+                elif time.monotonic() - since > SILENCE:
+                    raise WorkerError(
+                        f"rerank_dataset: no worker has given a sign of life for {SILENCE:.0f} s. Ray has no room for "
+                        f"them (`ray status` says what else has it), or they are stopped. See to it and call again: "
+                        f"finished shards are kept."
+                    ) from None
+                continue
+            if answer is None:
+                over = True
+                return
+            row, error = answer
+            if error is not None:
+                raise error
+            since = time.monotonic()
+            yield row
+            since = time.monotonic()
+    finally:
+        # Ray Data gives no other hold on an execution that has not answered yet than that it is a thread, which would
+        # keep its workers and go on with the work.
+        for thread in set(threading.enumerate()) - before:
+            if not over and type(thread).__name__ == "StreamingExecutor":
+                cast(Any, thread).shutdown(force=True)
+
+
+def _signs(pulse: Path) -> dict[str, int]:
+    """How many each shard's worker has given."""
+    signs = {}
+    with suppress(OSError):
+        for file in pulse.glob(f"*{_PULSE}"):
+            with suppress(FileNotFoundError):
+                signs[file.name] = file.stat().st_size
+    return signs
 
 
 def _portable(error: Exception) -> Exception:
