@@ -80,8 +80,8 @@ class Lock:
         since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         holder = json.dumps({"process": os.getpid(), "host": platform.node(), "since": since})
         with contextlib.suppress(OSError):  # on a full disk it holds without a name
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, holder.encode())
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.ftruncate(self._descriptor, os.write(self._descriptor, holder.encode()))
 
     def __enter__(self) -> Lock:
         return self

@@ -25,7 +25,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "BEAT", 0.2)
-    monkeypatch.setattr(workers, "SILENCE", 15.0)
+    monkeypatch.setattr(workers, "SILENCE", 45.0)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -35,11 +35,11 @@ def test_a_stopped_worker(run_file: Path, tmp_path: Path, model: tiny.Tiny, load
     options = {"text": loader, "topics": TOPICS, "shard_size": 1, "num_workers": number, "verbose": False}
     started = time.monotonic()
     try:
-        with pytest.raises(WorkerError, match="no worker has given a sign of life for 15 s"):
+        with pytest.raises(WorkerError, match="no worker has given a sign of life for 45 s"):
             rerank_dataset(run_file, MonoElectra(model.folder, device="cpu"), output, **options)
     finally:
         os.kill(int((loader.folder / "stopped").read_text()), signal.SIGKILL)
-    assert time.monotonic() - started < 120
+    assert time.monotonic() - started < 300
     assert not output.exists()
     loader.stopping = ""
     rerank_dataset(run_file, MonoElectra(model.folder, device="cpu"), output, **options)
