@@ -10,9 +10,9 @@ from pathlib import Path
 import faulty
 import pytest
 import tiny
-from test_rerank_dataset import ONCE, TOPICS, expected, files, loader, run_file, same  # noqa: F401  (fixtures)
+from test_rerank_dataset import ONCE, RUN, TOPICS, expected, files, loader, run_file, same  # noqa: F401  (fixtures)
 
-from pyterrier_rankdistillm import MonoElectra, rerank_dataset
+from pyterrier_rankdistillm import MonoElectra, rerank_dataset, runs
 from pyterrier_rankdistillm.scale import WorkerError, workers
 
 pytestmark = [
@@ -26,6 +26,16 @@ pytestmark = [
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "BEAT", 0.2)
     monkeypatch.setattr(workers, "SILENCE", 45.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(cluster: None, tmp_path_factory: pytest.TempPathFactory, model: tiny.Tiny) -> None:  # noqa: ARG001
+    """The first workers of a cluster take a while to start on a busy machine."""
+    folder = tmp_path_factory.mktemp("warm")
+    runs.write(RUN, folder / "in.run")
+    texts = faulty.Texts(folder)
+    reranker = MonoElectra(model.folder, device="cpu")
+    rerank_dataset(folder / "in.run", reranker, folder / "out.run", text=texts, topics=TOPICS, verbose=False)
 
 
 @pytest.mark.parametrize("number", [1, 2])
