@@ -1,4 +1,4 @@
-"""Downloads that resume, are checked, and try the next source.
+"""Downloads that can be resumed, are verified, and fall back to other sources.
 
 The hub's files go through its own client. Others do not: ir_datasets' downloads start anew in every process and have
 one source, pooch's start anew after a cut; these files are gigabytes.
@@ -38,7 +38,7 @@ _OFFLINE = "HF_HUB_OFFLINE is set, so it is not asked"
 
 
 class _SourceError(Exception):
-    """This source will not give the file, however often it is asked."""
+    """The file cannot be downloaded from this source; trying again does not help."""
 
 
 def download(
@@ -51,26 +51,27 @@ def download(
     timeout: float = 30.0,
     verbose: bool = True,
 ) -> Path:
-    """Downloads a file, unless it is there.
+    """Downloads a file, unless it exists.
 
-    What arrived is kept in ``{target}.part``; the next call, also in another process, goes on from there. The target
-    appears only when it is whole and its checksum right. Processes that want the same file wait for one another.
+    Received data is kept in ``{target}.part``, and the next call, also in another process, continues from there. The
+    target is created only when it is complete and its checksum is correct. Processes that download the same file wait
+    for one another.
 
     What lies on the Hugging Face hub is fetched by its client, with its settings (``HF_ENDPOINT``, ``HF_TOKEN``,
     ``HF_HUB_DOWNLOAD_TIMEOUT``) and its cache, which the target is then a link into; ``HF_HUB_OFFLINE`` holds for all
     sources. A source that sends less than 64 KiB a minute, more than it announced, or a malformed answer is given up.
 
     Args:
-        urls: Where the file can be had, best first. All have the same bytes.
-        target: Where to.
+        urls: The sources of the file, best first. All have the same bytes.
+        target: The file to write.
         md5: Checksum of the whole file, 32 hexadecimal digits.
-        size: Its size in bytes, where known.
-        attempts: How often a source is asked again without a byte of progress, at most.
-        timeout: Seconds without data after which a connection counts as cut.
+        size: Its size in bytes, if known.
+        attempts: Largest number of attempts per source without any progress.
+        timeout: Number of seconds without data after which a connection counts as broken.
         verbose: Show a progress bar.
 
     Raises:
-        DownloadError: No source gave the file, or the disk is full.
+        DownloadError: The file could not be downloaded from any source, or the disk is full.
     """
     if target.is_file():
         return target
@@ -99,7 +100,7 @@ def download(
 
 
 def remote_size(urls: Sequence[str], *, timeout: float = 10.0) -> int | None:
-    """The size in bytes that the first answering source states; None where none does."""
+    """The size in bytes stated by the first source that answers; None if no source states it."""
     for url in urls:
         try:
             found = _size_on_hub(url, timeout) if _ON_THE_HUB.fullmatch(url) else _size_at(url, timeout)
@@ -180,7 +181,7 @@ def md5_of(file: Path) -> str:
 def _from_source(
     url: str, part: Path, md5: str, size: int | None, attempts: int, timeout: float, verbose: bool
 ) -> str | None:
-    """Completes ``part`` from one source, or says why the source does not give the right file."""
+    """Completes ``part`` from one source; otherwise returns why the source does not have the right file."""
     left = attempts
     while True:
         before = _size(part)
@@ -204,7 +205,7 @@ def _from_source(
             part.unlink()
             if before == 0:
                 return f"the file there has MD5 {found}, not {md5}: it is another one, or damaged"
-            # What was there before may have been the wrong part: once more, from the start.
+            # The existing part may have been of another file: try once more, from the start.
 
 
 def _size(part: Path) -> int:
@@ -212,14 +213,14 @@ def _size(part: Path) -> int:
 
 
 _PATIENCE = 1.0
-"""Stretches the pauses between attempts, in seconds; tests set it to 0."""
+"""Factor for the pauses between attempts, in seconds; tests set it to 0."""
 
 
 def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: bool) -> str:
-    """Asks once for what is missing, appends it, and gives the MD5 of the whole.
+    """Requests the missing data once, appends it, and returns the MD5 of the whole file.
 
     Raises:
-        OSError, http.client.HTTPException: The connection failed or was cut; asking again may help.
+        OSError, http.client.HTTPException: The connection failed or broke; trying again may help.
     """
     have = _size(part)
     if size is not None and have > size:
@@ -233,7 +234,7 @@ def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: b
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left to send: the part is whole, or not of this file
+        if error.code == 416 and have:  # nothing is left to send: the part is complete, or belongs to another file
             return md5_of(part)
         raise
     with response:
@@ -254,7 +255,7 @@ def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: b
 def _receive(response: Any, part: Path, begins: int, total: int | None, most: int, verbose: bool) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with part.open("r+b" if part.exists() else "w+b") as file:
-        file.truncate(begins)  # 0 where the server does not know how to go on
+        file.truncate(begins)  # 0 if the server cannot resume a download
         _read_into(digest, file)
         with pt.tqdm(
             total=total, initial=begins, desc=part.name.removesuffix(".part"), unit="B", unit_scale=True,

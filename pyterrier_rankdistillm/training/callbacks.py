@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: a progress bar, a guard, TensorBoard."""
+"""Callbacks of a training: a progress bar, a guard, TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..runs.atomic import write_json
 from ..runs.download import md5_of
 
 MEASURE = "measure"
-"""The validation measure's name in the Trainer's logs; its real name would have to pass through their prefixes."""
+"""The validation measure's name in the Trainer's logs, which add a prefix to it."""
 
 _COMPLETE = "complete.json"
-"""Written into a checkpoint when all else is there, with its digests: a process can be killed, a disk can fail."""
+"""Written into a checkpoint last, with digests of its files: a process can be killed, and a disk can fail."""
 
 
 class Guard(TrainerCallback):
-    """Stops a training that has diverged, and marks checkpoints that are whole."""
+    """Stops a training that has diverged, and marks checkpoints that are complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class Guard(TrainerCallback):
         **_: Any,
     ) -> None:
         logs = logs or {}
-        loss = logs.get("loss", logs.get("train_loss", 0.0))  # the second, of all steps, is logged at the end
+        loss = logs.get("loss", logs.get("train_loss", 0.0))  # the second, over all steps, is logged at the end
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"The training loss is {loss} at step {state.global_step}. Lower learning_rate, or use "
@@ -91,10 +91,7 @@ def tensorboard(folder: Path) -> TrainerCallback:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, and is as it was written.
-
-    A warning names newer ones that were damaged since.
-    """
+    """The newest complete checkpoint whose files are as they were written; a warning names newer, damaged ones."""
     finished = [file.parent for file in folder.glob(f"checkpoint-*/{_COMPLETE}")]
     for checkpoint in sorted(finished, key=step_of, reverse=True):
         damage = _damage(checkpoint)
@@ -142,7 +139,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def stopped_early(checkpoint: Path, patience: int) -> bool:
-    """Whether early stopping ended the training that wrote this checkpoint, with it."""
+    """Whether early stopping ended the training at this checkpoint."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
     return bool(waited.get("early_stopping_patience_counter", 0) >= patience)
