@@ -24,8 +24,8 @@ class Fault:
 
     Args:
         row: In which of its rows (from 0).
-        kind: An id that is missing, a score that is not finite, a rank that is not a whole number, or a document that is
-            twice in a ranking.
+        kind: An id that is missing, a score that is not finite, a rank that is not a whole number, or a document that
+            is twice in a ranking.
         what: The same in words.
     """
 
