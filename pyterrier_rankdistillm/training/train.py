@@ -127,6 +127,7 @@ def train(
         best_step=best,
         steps=trainer.state.global_step,
         seconds=time.monotonic() - started,
+        about=sourced.about,
     )
     if trainer.is_world_process_zero():
         _report(record, folder)
