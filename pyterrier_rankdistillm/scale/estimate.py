@@ -15,7 +15,7 @@ import torch
 
 from ..checks import is_whole
 from ..runs.given import Texts, Topics
-from ..runs.shards import Shard
+from ..runs.shards import Shard, folder_of
 from .cluster import connected
 from .inputs import Model, RayRun
 from .plan import Plan, planned
@@ -135,7 +135,7 @@ def estimate_rerank(
     who = "estimate_rerank"
     with connected(address, who), planned(run, model, path, text, topics, depth, None, num_workers, who) as plan:
         rows = _sample(plan, sample)
-        measured: list[dict[str, float]] = list(over_workers(Sampler, plan.job, rows, plan.workers))
+        measured: list[dict[str, float]] = list(over_workers(Sampler, plan.job, rows, plan.workers, folder_of(path)))
     pairs = sum(one["pairs"] for one in measured)
     speed = statistics.median(one["pairs"] / one["seconds"] for one in measured)
     return Estimate(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..scratch import sweep
 
 DEMO = "rankdistillm:demo"
 """The name of the checkpoint that ships with the package."""
@@ -31,6 +32,8 @@ def locate(
     if model == DEMO:
         return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint")), None
     folder = Path(model).expanduser()
+    if not folder.is_dir():
+        sweep(folder.absolute())  # a save that was killed where folders cannot be exchanged in one step
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"revision={revision!r} was given, but {model} is a folder. Drop the revision.")

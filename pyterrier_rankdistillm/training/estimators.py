@@ -17,12 +17,13 @@ import pandas as pd
 import pyterrier as pt
 
 from ..extras import check_installed
+from ..locks import hold, lock_in
 from ..reranker import MonoElectraReRanker, ranked
 from ..runs.given import Door, GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of, texts_of
 from ..runs.text import join_text
 from ..scoring.checkpoint import Checkpoint
 from .data import Sourced, labelled_data, taught_data
-from .launch import processes
+from .launch import is_main_process, processes
 from .losses import Losses
 from .record import Training
 from .settings import Settings, Stage
@@ -100,7 +101,25 @@ class _StudentEstimator(pt.Estimator):
             KeptWorkError: ``folder`` holds another training, or another teacher's run.
             TrainingDataError: The data cannot be trained on. The message lists all problems.
             CheckpointError: The student cannot be opened.
+            InUseError: Another process trains in the settings' folder.
         """
+        with ExitStack() as stack:
+            folder = self.settings.folder
+            if folder is not None and is_main_process():
+                stack.enter_context(hold(lock_in(folder), f"{type(self).__name__}: folder {os.fspath(folder)}"))
+            self._fit(topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, run=run, text=text, reuse=reuse)
+
+    def _fit(
+        self,
+        topics_or_res_tr: Topics | None,
+        qrels_tr: Qrels | None,
+        topics_or_res_va: pd.DataFrame | None,
+        qrels_va: Qrels | None,
+        *,
+        run: Run | GivenRun | None,
+        text: Texts | None,
+        reuse: Collection[str],
+    ) -> None:
         who = type(self).__name__
         check_installed("accelerate", f"{who}.fit")
         if self.settings.tensorboard:

@@ -26,7 +26,7 @@ from ..scoring.batching import plan_batches
 from ..scoring.encoder import CrossEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
-from .callbacks import MEASURE, Guard, ProgressBar, last_checkpoint, tensorboard
+from .callbacks import MEASURE, Guard, ProgressBar, tensorboard
 from .lists import Lists, TrainingList
 from .losses import Losses
 from .settings import Settings
@@ -58,6 +58,7 @@ class ListwiseTrainer(Trainer):
         folder: Where checkpoints are written.
         steps: The number of optimiser steps.
         validate: Returns the validation measure of the current weights; called on one process.
+        resumed: Whether training continues from a checkpoint.
     """
 
     def __init__(
@@ -70,13 +71,14 @@ class ListwiseTrainer(Trainer):
         folder: Path,
         steps: int,
         validate: Callable[[], float] | None = None,
+        resumed: bool = False,
     ) -> None:
         self.settings = settings
         self.losses = Losses.of(settings.loss)
         self.pad = tokenizer.pad
         self.validate = validate
         encoder.encoder.recompute = settings.gradient_checkpointing
-        args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None)
+        args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None, resumed=resumed)
         super().__init__(
             model=Student(encoder.train().requires_grad_(True)),
             args=args,
@@ -230,7 +232,9 @@ class ListwiseTrainer(Trainer):
         return is_best
 
 
-def training_arguments(settings: Settings, *, folder: Path, steps: int, validated: bool) -> TrainingArguments:
+def training_arguments(
+    settings: Settings, *, folder: Path, steps: int, validated: bool, resumed: bool
+) -> TrainingArguments:
     """The Trainer's arguments for our settings. Features that are not in the recipe are switched off."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("Settings: device must be one that torch finds here, got 'cuda'. Use 'cpu'.")
@@ -256,7 +260,7 @@ def training_arguments(settings: Settings, *, folder: Path, steps: int, validate
         logging_nan_inf_filter=False,  # it would hide a diverged training
         eval_strategy="steps" if validated else "no",
         eval_steps=valid_every if validated else None,
-        eval_on_start=validated and not (settings.resume and last_checkpoint(folder)),
+        eval_on_start=validated and not resumed,
         save_strategy="steps" if keeps or validated else "no",
         save_steps=settings.save_every or valid_every,
         save_total_limit=2,  # the last, and the best

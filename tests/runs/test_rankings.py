@@ -182,7 +182,7 @@ def test_many_rankings_over_many_parts(tmp_path: Path, monkeypatch: pytest.Monke
         (
             "".join(json.dumps({"qid": q, "docno": "a", "score": 1} | more) + "\n" for q, more in [
                 ("1", {"rank": 1}), ("2", {})]),
-            "is no run: rank is there for some rows and missing for others",
+            "line 2: rank must be in all lines or in none, it is missing",
         ),
     ],
 )  # fmt: skip
