@@ -21,7 +21,7 @@ def replacing(target: Path) -> Iterator[Path]:
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield scratch
-        with scratch.open("rb") as written:
+        with scratch.open("r+b") as written:  # Windows flushes a writable handle only
             os.fsync(written.fileno())
         scratch.replace(target)
     finally:

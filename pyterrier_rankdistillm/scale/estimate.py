@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -37,9 +38,10 @@ class Estimate:
         gpus_per_worker: GPUs of each.
         pairs_per_second: Of one worker, while the others score too: the sample's median.
         sampled_pairs: Pairs of the sample.
-        worker_gb: The most memory that a worker of the sample took, in 10^9 bytes; mapped files among it.
+        worker_gb: The most memory that a worker of the sample took, in 10^9 bytes; mapped files among it. NaN on
+            Windows, which does not tell.
         gpu_gb: The most of a GPU's memory that one allocated; 0 without GPUs.
-        driver_gb: The most memory that this process took so far.
+        driver_gb: The most memory that this process took so far; NaN on Windows.
         disk_gb: What the shards and the run take together, at some 30 bytes a row and copy.
     """
 
@@ -169,9 +171,11 @@ def _sample(plan: Plan, size: int) -> list[dict[str, Any]]:
 
 
 def _peak() -> float:
-    """The most memory that this process was resident with, in bytes."""
-    import resource  # not on Windows
-
+    """The most memory that this process was resident with, in bytes; NaN where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

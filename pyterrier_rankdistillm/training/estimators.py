@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from ..extras import check_installed
 from ..reranker import MonoElectraReRanker, ranked
 from ..runs.text import Dataset
 from ..scoring.checkpoint import Checkpoint
@@ -50,6 +51,9 @@ class _StudentEstimator(pt.Estimator):
             self.settings = Settings.of(self.stage, recipe, **settings)
         except ValueError as error:
             raise ValueError(f"{type(self).__name__}: {error}") from None
+        check_installed("accelerate", f"Training by {type(self).__name__}")
+        if self.settings.tensorboard:
+            check_installed("tensorboard", f"{type(self).__name__} with tensorboard=True")
         self._changes = settings
         self._reranker: MonoElectraReRanker | None = None
         self._training: Training | None = None
@@ -201,6 +205,7 @@ class FineTuning(_StudentEstimator):
 
     Raises:
         ValueError: Settings that are unknown, out of range or contradict each other: all at once.
+        ImportError: Without accelerate (the extra ``train``); or with ``tensorboard=True``, without TensorBoard.
 
     Method: Gao et al., Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, ECIR 2021,
     https://arxiv.org/abs/2101.08751, as used by Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -238,6 +243,7 @@ class Distillation(_StudentEstimator):
 
     Raises:
         ValueError: Settings that are unknown, out of range or contradict each other: all at once.
+        ImportError: Without accelerate (the extra ``train``); or with ``tensorboard=True``, without TensorBoard.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """

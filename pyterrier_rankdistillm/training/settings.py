@@ -125,8 +125,8 @@ class Settings:
     dtype: DType | None = _setting(
         None,
         _one_of(None, *get_args(DType)),
-        '``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that has it, '
-        "else float32.",
+        '``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that has it '
+        "(CUDA capability 8.0 or above), float16 on an older one, float32 elsewhere.",
     )
     gradient_checkpointing: bool = _setting(
         False,

@@ -249,6 +249,53 @@ def test_the_form_can_lie_elsewhere(tmp_path: Path, made: list[Path], monkeypatc
         Rankings.from_file(tmp_path / "x" / "some.run")
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_is_mapped_is_not_replaced_on_windows(
+    tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    monkeypatch.setattr(mapped, "_REPLACES_MAPPED", False)
+    replaced: list[Path] = []
+    replace, unlink = Path.replace, Path.unlink
+
+    def careful(self: Path, target: Path) -> Path:
+        replaced.extend([target] if target.exists() else [])
+        return replace(self, target)
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix == ".rankings":
+            raise PermissionError(13, "it is mapped")
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "replace", careful)
+    monkeypatch.setattr(Path, "unlink", refused)
+    folder = tmp_path / "forms" if elsewhere else None
+    file = put(tmp_path, TREC)
+    first = Rankings.from_file(file, folder=folder)
+    for other in ("q7", "q8"):
+        put(tmp_path, TREC.replace("q1", other))
+        for _ in range(2):
+            assert list(Rankings.from_file(file, folder=folder).qids) == ["q2", other, "q3"]
+    assert plain(first) == WITHOUT_QUERIES
+    assert (made, replaced) == ([file] * 3, [])
+    monkeypatch.setattr(Path, "unlink", unlink)
+    put(tmp_path, TREC)
+    Rankings.from_file(file, folder=folder)  # the older ones can go now
+    assert len(names(folder or tmp_path)) == (1 if elsewhere else 2)
+
+
+def test_another_process_may_have_made_and_mapped_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    file = put(tmp_path, TREC)
+    replace = Path.replace
+
+    def refused(self: Path, target: Path) -> None:
+        replace(self, target)
+        raise PermissionError(13, "it is mapped")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    assert plain(Rankings.from_file(file)) == WITHOUT_QUERIES
+
+
 @pytest.mark.parametrize("theirs", [b"", b"something else", None])
 def test_what_is_not_ours_is_not_written_over(tmp_path: Path, theirs: bytes | None) -> None:
     pa = pytest.importorskip("pyarrow")
