@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 from .errors import (
     CheckpointError,
+    DataFileError,
     DownloadError,
+    InputError,
+    OrderWarning,
     RankDistillmError,
     RankingError,
     ReproductionError,
@@ -31,11 +34,14 @@ __version__ = version("pyterrier-rankdistillm")
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "DataFileError",
     "Distillation",
     "DownloadError",
     "FineTuning",
+    "InputError",
     "MonoElectra",
     "MonoElectraReRanker",
+    "OrderWarning",
     "RankDistillmError",
     "RankingError",
     "Reproduction",

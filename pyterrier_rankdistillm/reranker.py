@@ -25,7 +25,7 @@ from .scoring.scorer import Precision, Scored, Scorer
 Activation = Literal["sigmoid"]
 
 _OPENING = ("model", "revision", "local_files_only", "device", "dtype", "batch_tokens", "query_length", "doc_length")
-"""The settings that decide what is opened; the others only decide what is done with frames."""
+"""The settings that decide what is opened. The others only decide how frames are handled."""
 
 
 class TruncationWarning(UserWarning):
@@ -36,46 +36,46 @@ class MonoElectraReRanker(pt.Transformer):
     """Re-ranks passages with a monoELECTRA cross-encoder: ``first_stage >> MonoElectra("webis/monoelectra-base")``.
 
     Takes a result frame with ``qid``, ``query``, ``docno`` and the text field; returns the same rows and columns with
-    new ``score`` and ``rank`` (from 0), sorted by qid and rank. A score is the model's raw logit, computed in float32:
-    unbounded, higher is more relevant, comparable within a query. It depends on query and text alone: not on the order,
-    the index or the company of the rows. Equal (query, text) pairs are scored once. Ties are broken by docno,
-    descending, as trec_eval does, so that ranks, ``% k`` and measures agree.
+    new ``score`` and ``rank`` (from 0), sorted by qid and rank. A score is the model's raw logit, computed in float32.
+    It is unbounded, higher means more relevant, and scores are comparable within one query only. A score depends on
+    query and text only, not on the order or the index of the rows, nor on other rows. Equal (query, text) pairs are
+    scored once. Ties are broken by docno, descending, as trec_eval does, so that ranks, ``% k`` and measures agree.
 
-    The model is opened when the first rows are scored; pickles and deep copies carry its name, not its weights (unless
-    ``model`` is an open ``Checkpoint``).
+    The model is opened when the first rows are scored. Pickles and deep copies contain its name, not its weights
+    (unless ``model`` is an open ``Checkpoint``).
 
     Args:
         model: A Hugging Face hub id (``"webis/monoelectra-base"``, ``"webis/monoelectra-large"``), a checkpoint
             folder, ``"rankdistillm:demo"`` (a small one that ships with the package), or an open ``Checkpoint``.
-        revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for numbers that last.
+        revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for reproducible results.
         local_files_only: Use the hub's local cache only, never the network.
-        device: Torch device, such as ``"cuda:1"``; default: CUDA where there is one, else the CPU. Apple's MPS is
-            used only if it is named.
-        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast: faster on a GPU, with other scores (in
-            the second or third digit); or ``"int8"``: linear layers in int8, faster on an x86 CPU, with other scores
-            (in the first or second digit).
-        batch_tokens: Tokens that are encoded together, padding included; default: 512 on the CPU, 32,768 elsewhere.
-            Scores do not depend on it. When memory runs out, it is halved and the batch is tried again.
-        query_length: Tokens that are read of a query; default: the checkpoint's (32 for the published ones).
-        doc_length: Tokens that are read of a text; default: the checkpoint's (256 for the published ones). Longer
-            texts are cut, which a ``TruncationWarning`` says once. For long documents, score passages:
+        device: Torch device, such as ``"cuda:1"``; default: CUDA if available, else the CPU. Apple's MPS is used on
+            request only.
+        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast, which is faster on a GPU and changes
+            scores in the second or third digit; or ``"int8"`` for the linear layers, which is faster on an x86 CPU and
+            changes scores in the first or second digit.
+        batch_tokens: Number of tokens per batch, padding included; default: 512 on the CPU, 32,768 elsewhere. Scores do
+            not depend on it. When memory runs out, it is halved and the batch is tried again.
+        query_length: Number of tokens read of a query; default: the checkpoint's (32 for the published ones).
+        doc_length: Number of tokens read of a text; default: the checkpoint's (256 for the published ones). Longer
+            texts are truncated, with one ``TruncationWarning``. For long documents, score passages:
             ``first_stage >> pt.text.sliding(text_attr="text") >> MonoElectra() >> pt.text.max_passage()``.
         text_field: The column that holds the text.
-        activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, but for
-            logits beyond 16, which become ties.
+        activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, except
+            that logits beyond 16 become ties.
         verbose: Show a progress bar with pairs per second.
 
     Raises:
-        ValueError: A setting is out of its range, or, while scoring, a query or text is missing or no string, or a
-            score is not finite; the message names the docno.
-        CheckpointError: The model cannot be opened (while scoring, since it is opened then).
+        ValueError: A setting is out of range. While scoring: a query or text is missing or is not a string, or a score
+            is not finite; the message names the docno.
+        CheckpointError: The model cannot be opened (raised while scoring, since it is opened then).
         pt.validate.InputValidationError: The frame lacks a column.
 
     Method: Schlatt et al., Rank-DistiLLM: Closing the Effectiveness Gap Between Cross-Encoders and LLMs for Passage
     Re-ranking, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
 
-    # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
+    # Without an address, PyTerrier looks one up on the network each time a pipeline is drawn.
     schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
 
     def __init__(
@@ -112,11 +112,11 @@ class MonoElectraReRanker(pt.Transformer):
         """Re-ranks.
 
         Args:
-            inp: Columns ``qid``, ``query``, ``docno`` and the text field, one row a (query, document); any index.
+            inp: Columns ``qid``, ``query``, ``docno`` and the text field, one row per (query, document); any index.
 
         Returns:
-            A new frame with the same rows and columns, ``score`` (float64 that holds the float32 logit) and ``rank``
-            (int64), and a plain index.
+            A new frame with the same rows and columns, ``score`` (the float32 logit as float64) and ``rank`` (int64),
+            and a default index.
         """
         self._check_settings()  # again: set_parameter changes them unchecked
         self.check_columns(inp)
@@ -132,7 +132,7 @@ class MonoElectraReRanker(pt.Transformer):
         return ranked(inp, self._activated(scored.scores))
 
     def transform_iter(self, inp: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        """As ``transform``, on records. All are read before the first is returned, since ranks need them all."""
+        """Like ``transform``, on records. All are read before the first is returned, since ranks depend on all."""
         records = list(inp)
         return cast(Any, self.transform(pd.DataFrame(records)).to_dict(orient="records")) if records else []
 
@@ -143,11 +143,11 @@ class MonoElectraReRanker(pt.Transformer):
 
     @property
     def scorer(self) -> Scorer:
-        """What turns (query, text) pairs into scores (opened on first use)."""
+        """The scorer of (query, text) pairs (opened on first use)."""
         return self._open()[1]
 
     def clone(self, **changes: Any) -> MonoElectraReRanker:
-        """A re-ranker with the same settings, but for ``changes``; open weights are shared where they are the same."""
+        """A re-ranker with the same settings except for ``changes``; open weights are shared if they are the same."""
         twin = cast(MonoElectraReRanker, pt.inspect.transformer_apply_attributes(self, **changes))
         if self._opened is not None and self._opened[0] == twin._opening():
             twin._opened = self._opened
@@ -163,7 +163,7 @@ class MonoElectraReRanker(pt.Transformer):
         """Uploads what ``save`` writes to the Hugging Face hub.
 
         Args:
-            repo_id: ``"owner/name"``; made where it does not exist.
+            repo_id: ``"owner/name"``; created if it does not exist.
             private: Whether a new repository is private.
             token: Access token; default: the one of ``hf auth login``.
             model_card: Text of ``README.md``; default: a card that says where the weights came from.
@@ -200,7 +200,7 @@ class MonoElectraReRanker(pt.Transformer):
         return tuple(getattr(self, name) for name in _OPENING)
 
     def _open(self) -> tuple[Checkpoint, Scorer]:
-        # Settings may have changed since (set_parameter), so what is open is kept with the settings it was opened for.
+        # Settings may have changed since (set_parameter), so the open model is kept with the settings it was made with.
         if self._opened is None or self._opened[0] != self._opening():
             if isinstance(self.model, Checkpoint):
                 checkpoint = self.model
@@ -330,7 +330,7 @@ MonoElectra = MonoElectraReRanker
 def ranked(inp: pd.DataFrame, scores: NDArray[np.float32]) -> pd.DataFrame:
     """The rows of ``inp`` by qid, descending score, descending docno (trec_eval's order), with score and rank."""
     out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
-    # float64, as PyTerrier's other scores; each value is the float32 one.
+    # float64, like PyTerrier's other scores; each value is the float32 one.
     keys = pd.DataFrame({"qid": out["qid"], "score": scores.astype(np.float64), "docno": out["docno"].astype(str)})
     keys = keys.sort_values(["qid", "score", "docno"], ascending=[True, False, False], kind="stable")
     out = out.iloc[keys.index.to_numpy()].reset_index(drop=True)

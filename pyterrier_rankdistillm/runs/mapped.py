@@ -1,4 +1,4 @@
-"""Arrow files that are made of other files once, to be mapped into memory: rankings of a run, texts of Parquet."""
+"""Arrow files that are made once from other files, to be memory-mapped: rankings of a run, texts of a Parquet file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .atomic import replacing
 
 _LAYOUT = "1"
 _REPLACES_MAPPED = os.name != "nt"  # Windows neither replaces nor removes a file that is mapped
-_SAMPLE = 64 << 10  # bytes at either end of a file that its identity looks at
+_SAMPLE = 64 << 10  # bytes at either end of a file that are part of its identity
 
 
 @dataclass(frozen=True)
 class MappedForm:
-    """What a file was read into, kept and used again until the file changes.
+    """The mapped form of a file, kept and reused until the file changes.
 
     Args:
-        path: Where it is.
-        kind: What it holds, as its name ends: ``rankings``.
-        identity: Of the file that it is made of.
+        path: The path of the mapped form.
+        kind: What it holds, which is also the end of its name: ``rankings``.
+        identity: The identity of the file that it is made from.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class MappedForm:
 
     @classmethod
     def of(cls, source: Path, kind: str, folder: str | os.PathLike[str] | None) -> MappedForm:
-        """The form of a file as it is now, whether it is made yet or not: beside the file, or in ``folder``.
+        """The mapped form of a file in its current state, made or not: beside the file, or in ``folder``.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -44,7 +44,7 @@ class MappedForm:
         identity = _identity(source)
         if folder is None:
             form = cls(source.with_name(f"{source.name}.{kind}"), kind, identity)
-        else:  # files of one name come from many folders
+        else:  # files from different folders can have the same name
             name = f"{source.name}.{_digest(os.fsencode(source.parent))}.{kind}"
             form = cls(Path(folder).expanduser().absolute() / name, kind, identity)
         if _REPLACES_MAPPED:
@@ -54,10 +54,10 @@ class MappedForm:
         return another if another.path.exists() or form.made_of() not in (None, identity) else form
 
     def is_there(self) -> bool:
-        """Whether it is made, of the file as it is now.
+        """Whether it exists and was made from the file in its current state.
 
         Raises:
-            ValueError: Something else has its name.
+            ValueError: Another file has its name.
         """
         return self.made_of() == self.identity
 
@@ -84,12 +84,12 @@ class MappedForm:
 
     @contextmanager
     def writer(self, columns: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
-        """Makes it, whole or not at all: what is yielded appends a part, an Arrow array for each of the columns.
+        """Writes it atomically. Yields a function that appends a part: an Arrow array for each of the columns.
 
         Forms of the file as it was before go, but for those that a process still maps on Windows.
 
         Args:
-            columns: Their Arrow types, by name.
+            columns: The columns' Arrow types, by name.
 
         Raises:
             PermissionError: The folder is not writable.
@@ -130,7 +130,7 @@ class MappedForm:
 
     @property
     def _key(self) -> bytes:
-        """In the file's metadata: says whose it is, and which file it was made of."""
+        """The entry in its metadata that says that it is ours, and which file it was made from."""
         return f"pyterrier_rankdistillm.{self.kind}".encode()
 
 
@@ -149,7 +149,7 @@ def _digest(content: bytes) -> str:
 
 
 def _identity(path: Path) -> str:
-    """What tells a file from what it was before, without reading all of it."""
+    """A string that changes when the file changes, made without reading all of it."""
     status = path.stat()
     with path.open("rb") as file:
         ends = [file.read(_SAMPLE)]

@@ -25,9 +25,9 @@ class Checkpoint:
 
     Args:
         encoder: The weights, float32, in evaluation mode.
-        tokenizer: With the checkpoint's own lengths.
-        source: Where it came from: a hub id, a folder, or what made it.
-        revision: The commit on the hub, where it came from there.
+        tokenizer: The tokenizer, with the checkpoint's own lengths.
+        source: Where it came from: a hub id, a folder, or a description of how it was made.
+        revision: The commit on the hub, if it came from there.
     """
 
     encoder: CrossEncoder
@@ -49,9 +49,9 @@ class Checkpoint:
     ) -> Checkpoint:
         """Opens a checkpoint folder, a Hugging Face hub id, or ``"rankdistillm:demo"``.
 
-        Reads Lightning IR's format, ports of it with other names for the head, ``ElectraForSequenceClassification``
-        with one or two labels, each in one or several safetensors files. ``pytorch_model.bin`` is read only where
-        there is no safetensors file, and then without unpickling objects.
+        Reads Lightning IR's format, ports of it with other names for the head, and
+        ``ElectraForSequenceClassification`` with one or two labels, each in one or several safetensors files.
+        ``pytorch_model.bin`` is read only if there is no safetensors file, and then without unpickling objects.
 
         Args:
             model: Folder, hub id, or ``"rankdistillm:demo"``.
@@ -81,7 +81,7 @@ class Checkpoint:
         """The same weights with other lengths, in tokens; None keeps the checkpoint's.
 
         Raises:
-            ValueError: Longer than the encoder has positions.
+            ValueError: A length exceeds the encoder's number of positions.
         """
         if query is None and doc is None:
             return self
@@ -92,18 +92,18 @@ class Checkpoint:
     def save(self, folder: str | os.PathLike[str], *, model_card: str | None = None) -> Path:
         """Writes the checkpoint so that this package, Lightning IR (0.0.6) and the hub can open it.
 
-        Linear heads are written in Lightning IR's format, classification heads, which that format cannot hold, as
-        ``ElectraForSequenceClassification``. The folder appears whole or not at all.
+        Linear heads are written in Lightning IR's format. Classification heads, which that format cannot hold, are
+        written as ``ElectraForSequenceClassification``. The folder is written atomically.
 
         Args:
-            folder: Where to; must not exist, be empty, or hold a checkpoint, which is replaced.
+            folder: The folder to write. It must not exist, be empty, or hold a checkpoint, which is replaced.
             model_card: Text of ``README.md``; default: a card that says where the weights came from.
 
         Returns:
             The folder.
 
         Raises:
-            FileExistsError: The folder holds something that is no checkpoint.
+            FileExistsError: The folder holds something that is not a checkpoint.
         """
         target = Path(folder).expanduser().absolute()
         if target.exists() and not (
@@ -129,7 +129,7 @@ class Checkpoint:
         }
         weights = folder / "model.safetensors"
         save_file(state, weights, metadata={"format": "pt"})
-        weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes files that only the owner reads
+        weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes files that only the owner can read
         _write_json(folder / "tokenizer_config.json", self._tokenizer_config())
         self.tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
         vocab = self.tokenizer.tokenizer.get_vocab(with_added_tokens=False)

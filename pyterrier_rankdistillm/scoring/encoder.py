@@ -1,8 +1,8 @@
 """The ELECTRA encoder with a scoring head, as one plain torch module.
 
-Written out rather than taken from ``transformers``, for three reasons: a re-ranker reads the [CLS] vector only, so the
-last layer is computed for that one position (the score is the same, the layer's cost nearly vanishes); the scores
-cannot drift with the installed ``transformers``; and no weight is ever initialised at random. Submodules carry the
+It is written out rather than taken from ``transformers``, for three reasons. A re-ranker reads the [CLS] vector only,
+so the last layer is computed for that one position (the score is the same, and the layer costs almost nothing). Scores
+do not change with the installed ``transformers``. And no weight is ever initialised at random. Submodules have the
 names of the published weights, so that ``state_dict()`` is what a checkpoint file holds.
 """
 
@@ -23,7 +23,7 @@ HeadKind = Literal["linear", "classification"]
 class EncoderConfig:
     """The shape of an ELECTRA encoder (Clark et al., 2020, https://arxiv.org/abs/2003.10555).
 
-    Field names are those of ``config.json``; all sizes are numbers of units, dropouts are probabilities.
+    Field names are those of ``config.json``. Sizes are numbers of units, and dropouts are probabilities.
     """
 
     vocab_size: int
@@ -58,7 +58,7 @@ ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-"""By the names of ``EncoderConfig.hidden_act``."""
+"""Activations by the names of ``EncoderConfig.hidden_act``."""
 
 
 class CrossEncoder(nn.Module):
@@ -66,8 +66,8 @@ class CrossEncoder(nn.Module):
 
     Args:
         config: The encoder's shape.
-        head: ``"linear"``: one linear layer on the [CLS] vector (monoELECTRA); ``"classification"``: the dense, GELU,
-            projection head of ``ElectraForSequenceClassification``.
+        head: ``"linear"``: one linear layer on the [CLS] vector (monoELECTRA); ``"classification"``: the head of
+            ``ElectraForSequenceClassification`` (dense layer, GELU, projection).
         outputs: Rows of the head, 1 or 2. How two rows become one score depends on the head: the linear head takes the
             log-probability of row 1 (Lightning IR's ``scoring_strategy="mono"``), the classification head the logit of
             row 1.
@@ -82,7 +82,7 @@ class CrossEncoder(nn.Module):
         self.head_kind: HeadKind = head
         self.outputs = outputs
         self.embeddings = _Embeddings(config)
-        # Present only where the sizes differ, as in the published weights.
+        # Present only if the sizes differ, as in the published weights.
         if config.embedding_size != config.hidden_size:
             self.embeddings_project = nn.Linear(config.embedding_size, config.hidden_size)
         self.encoder = _Encoder(config)
@@ -97,8 +97,7 @@ class CrossEncoder(nn.Module):
         Args:
             input_ids: Token ids, shape (batch, tokens).
             token_type_ids: 0 for the query's part, 1 for the passage's, shape (batch, tokens).
-            attention_mask: True (or 1) for tokens, False for padding, shape (batch, tokens); None where nothing is
-                padded.
+            attention_mask: True (or 1) for tokens, False for padding, shape (batch, tokens); None without padding.
 
         Returns:
             float32 logits, shape (batch,).
@@ -108,12 +107,12 @@ class CrossEncoder(nn.Module):
             hidden = self.embeddings_project(hidden)  # (B, T, H)
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T)
         cls = self.encoder(hidden, mask)  # (B, H)
-        # The head runs in float32 under autocast too: half precision would collapse close scores into ties.
+        # The head runs in float32 even under autocast: half precision would turn close scores into ties.
         with torch.autocast(cls.device.type, enabled=False):
             return self._score(cls.float())
 
     def on(self, device: torch.device) -> CrossEncoder:
-        """A twin for scoring: weights on ``device`` (shared with this one where they are there), evaluation mode."""
+        """A copy for scoring, in evaluation mode, on ``device``; weights that are there already are shared."""
         with torch.device("meta"):
             twin = self._blank(self.config)
         twin.load_state_dict({name: t.detach().to(device) for name, t in self.state_dict().items()}, assign=True)
@@ -123,7 +122,7 @@ class CrossEncoder(nn.Module):
         """A copy with its own float32 weights, to be trained.
 
         Args:
-            dropout: Probability in all its layers (the config keeps what it says); None: the config's.
+            dropout: Dropout probability in all its layers (the config is not changed); None: the config's.
         """
         config = self.config
         if dropout is not None:
@@ -166,7 +165,7 @@ class _Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-        self.recompute = False  # in training: layers are computed again for the gradient rather than kept in memory
+        self.recompute = False  # in training: compute layers again for the gradient rather than keep them in memory
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.layer[:-1]:

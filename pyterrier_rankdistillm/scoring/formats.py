@@ -1,7 +1,7 @@
-"""The checkpoint formats: the weights' names decide which one it is, ``config.json`` gives sizes and lengths.
+"""The checkpoint formats. The weights' names decide which one it is; ``config.json`` gives sizes and lengths.
 
-Whatever is missing, left over or of another shape than the configuration says is an error, so that a score is never
-made by weights that nobody trained.
+Weights that are missing, unexpected or of another shape than the configuration says are an error, so that untrained
+weights never make a score.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _REQUIRED = (
     "intermediate_size",
     "max_position_embeddings",
 )
-# Buffers and pre-training heads that published files carry beside the weights that score.
+# Buffers and pre-training heads that published files contain in addition to the weights for scoring.
 _IGNORED = re.compile(r"(^|\.)position_ids$|^(discriminator|generator)_(predictions|lm_head)\.|^generator_")
 
 
 def _bare_name(name: str) -> str:
-    """Weight names as Lightning IR has them: the backbone's own, without its prefix."""
+    """A weight's name as in Lightning IR: the backbone's own, without its prefix."""
     return re.sub(r"^(electra|bert)\.", "", name)
 
 
 def build_encoder(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], *, source: str, new_head_seed: int | None = None
 ) -> CrossEncoder:
-    """The cross-encoder that holds the weights.
+    """The cross-encoder with the given weights.
 
     Args:
         config: ``config.json``.
-        weights: Tensors by name, of any of the formats.
+        weights: Tensors by name, in any of the formats.
         source: The checkpoint's name, for messages.
         new_head_seed: Seed of a new linear head for weights that have none; None: a missing head is an error.
 
@@ -61,7 +61,7 @@ def build_encoder(
     head = {name: tensor for name, tensor in weights.items() if name not in backbone}
     kind, names = _recognise_head(config, head, shape.hidden_size)
     if kind is None and new_head_seed is not None:
-        # What is there instead of a head (a pooler, a head for another task) makes way for the new one.
+        # A pooler, or a head for another task, is replaced by the new head.
         kind, head = "linear", {"linear.weight": _new_head(shape, new_head_seed)}
         weights = {name: tensor for name, tensor in weights.items() if name in backbone} | head
     if kind is None:
@@ -88,10 +88,10 @@ def _encoder_config(config: Mapping[str, Any], source: str, *, allow_bert: bool)
             f"{source} is no ELECTRA checkpoint: model_type is {model_type!r}, its backbone {backbone!r}. "
             f"This re-ranker opens monoELECTRA checkpoints (Lightning IR, Sentence Transformers, transformers)."
         )
-    # BERT's encoder is ELECTRA's with embeddings of the hidden size; its config.json has no word for that.
+    # BERT's encoder is ELECTRA's with embeddings of the hidden size; its config.json does not state that.
     config = {"embedding_size": config.get("hidden_size"), **config} if backbone == "bert" else config
     missing = [key for key in _REQUIRED if not isinstance(config.get(key), int)]
-    if model_type in _LIGHTNING_IR:  # null is allowed there: nothing is cut
+    if model_type in _LIGHTNING_IR:  # null is allowed there and means no truncation
         missing += [key for key in ("query_length", "doc_length") if key not in config]
     if missing:
         raise CheckpointError(f"{source}: config.json lacks {', '.join(missing)} (whole numbers).")
@@ -139,7 +139,7 @@ def _about_head(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> str:
 def _recognise_head(
     config: Mapping[str, Any], head: Mapping[str, Tensor], hidden: int
 ) -> tuple[HeadKind | None, dict[str, str]]:
-    """The head's kind (None: unknown) and how its tensors are renamed to ours."""
+    """The head's kind (None: unknown), and our names for its tensors."""
     shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
     rows = 2 if config.get("scoring_strategy") == "mono" else 1
     if shapes.get("linear.weight") == (rows, hidden) and shapes.get("linear.bias", (rows,)) == (rows,):

@@ -1,7 +1,7 @@
-"""(query, passage) pairs to token ids, cut as Lightning IR cuts them.
+"""(query, passage) pairs to token ids, truncated as in Lightning IR.
 
-Built on the ``tokenizers`` library directly: the published ``tokenizer_config.json`` names classes that
-``transformers`` does not know, while ``tokenizer.json`` says all that is needed.
+It uses the ``tokenizers`` library directly: the published ``tokenizer_config.json`` names classes that ``transformers``
+does not know, and ``tokenizer.json`` has all that is needed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ SPECIAL_TOKENS = 3
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many tokens of a pair are kept, special tokens not counted except in ``pair``.
+    """How many tokens of a pair are kept. Special tokens are counted in ``pair`` only.
 
     Args:
-        query: Tokens kept of the query; None keeps all.
-        doc: Tokens kept of the passage; None keeps all.
-        pair: Tokens of a whole pair with its three special tokens, at most the encoder's number of positions. A pair
-            that is longer after the two cuts loses tokens from its longer side first, as ``transformers``'
-            ``longest_first`` does; checkpoints that state ``query`` and ``doc`` never come to that.
+        query: Number of tokens kept of the query; None keeps all.
+        doc: Number of tokens kept of the passage; None keeps all.
+        pair: Number of tokens of a whole pair with its three special tokens, at most the encoder's number of positions.
+            A pair that is still longer after the two truncations loses tokens from its longer side first, like
+            ``longest_first`` in ``transformers``. This does not happen with checkpoints that state ``query`` and
+            ``doc``.
     """
 
     query: int | None
@@ -52,7 +53,7 @@ class Lengths:
             )
 
     def cut_pair(self, query_tokens: int, doc_tokens: int) -> tuple[int, int]:
-        """Tokens kept of a query and a passage of the given lengths (after their own cuts)."""
+        """Number of tokens kept of a query and a passage of the given lengths (after their own truncation)."""
         room = self.pair - SPECIAL_TOKENS
         if query_tokens + doc_tokens <= room:
             return query_tokens, doc_tokens
@@ -72,7 +73,7 @@ class Tokens(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One encoder input: its token ids, how many of them are of token type 0, and whether a side was cut."""
+    """One encoder input: its token ids, how many of them have token type 0, and whether a side was truncated."""
 
     ids: list[int]
     first_segment: int
@@ -85,12 +86,12 @@ class PairTokenizer:
 
     Args:
         tokenizer: A WordPiece tokenizer with [CLS], [SEP] and [PAD].
-        lengths: What is kept of a pair.
-        config: The checkpoint's ``tokenizer_config.json``, kept to be saved again.
+        lengths: How many tokens are kept of a pair.
+        config: The checkpoint's ``tokenizer_config.json``, kept so that it can be saved again.
     """
 
     def __init__(self, tokenizer: Tokenizer, lengths: Lengths, config: dict[str, Any] | None = None) -> None:
-        # The file may carry settings of its own; all cutting and padding is done here.
+        # The file may have its own settings; all truncation and padding is done here.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
@@ -100,10 +101,10 @@ class PairTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, lengths: Lengths) -> PairTokenizer:
-        """Reads ``tokenizer.json``, or ``vocab.txt`` where there is none.
+        """Reads ``tokenizer.json``, or ``vocab.txt`` if there is none.
 
         Raises:
-            FileNotFoundError: Neither file is there.
+            FileNotFoundError: Neither file exists.
             ValueError: A file cannot be read; the message names it.
         """
         config: dict[str, Any] = {}
@@ -132,11 +133,11 @@ class PairTokenizer:
         return PairTokenizer(self.tokenizer, lengths, self.config)
 
     def encode_queries(self, queries: Sequence[str]) -> list[Tokens]:
-        """Token ids of queries, cut to the query length, without special tokens."""
+        """Token ids of queries, truncated to the query length, without special tokens."""
         return self._encode(queries, self.lengths.query)
 
     def encode_docs(self, texts: Sequence[str]) -> list[Tokens]:
-        """Token ids of passages, cut to the passage length, without special tokens."""
+        """Token ids of passages, truncated to the passage length, without special tokens."""
         return self._encode(texts, self.lengths.doc)
 
     def _encode(self, texts: Sequence[str], length: int | None) -> list[Tokens]:
@@ -168,7 +169,7 @@ class PairTokenizer:
 
 
 def _wordpiece(vocab: Path) -> Tokenizer:
-    """BERT's uncased tokenizer with the tokens of ``vocab.txt``, one a line."""
+    """BERT's uncased tokenizer with the tokens of ``vocab.txt``, one per line."""
     ids = {token: i for i, token in enumerate(vocab.read_text(encoding="utf-8").splitlines())}
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in ids]
     if missing:
@@ -184,7 +185,7 @@ def _token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def _apply_config(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
-    """Lets ``tokenizer_config.json`` overrule the normaliser, as ``transformers`` does."""
+    """Lets ``tokenizer_config.json`` override the normaliser, as ``transformers`` does."""
     state = json.loads(tokenizer.to_str()).get("normalizer") or {}
     if state.pop("type", None) != "BertNormalizer":
         return

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..checks import is_whole, whole
+from ..errors import InputError
 from ..extras import require
 from ..scoring.scorer import DType
 from .losses import Losses
@@ -69,7 +71,8 @@ def _setting(default: Any, rule: Rule, told: str) -> Any:
 class Settings:
     """All settings of a training.
 
-    The defaults are the paper's but for ``steps``, ``epochs`` and what the stages differ in.
+    Most defaults are the paper's. The exceptions are ``steps`` and ``epochs``, of which one must be given, and the
+    settings in which the two stages differ; ``Settings.of`` takes these from a recipe.
     """
 
     loss: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = _setting(
@@ -78,14 +81,14 @@ class Settings:
         "Name of a loss, or a mapping with ``name``, options and ``weight``, or several of them; see "
         "``training.losses``.",
     )
-    depth: int | None = _setting(100, _COUNT.or_none(), "Documents of a ranking that are looked at; None: all.")
+    depth: int | None = _setting(100, _COUNT.or_none(), "Number of documents per ranking that are used; None: all.")
     sample_size: int | None = _setting(
-        None, _COUNT.or_none(), "Documents of a training list; None: all that are looked at."
+        None, _COUNT.or_none(), "Number of documents per training list; None: all within ``depth``."
     )
     sampling: Strategy = _setting(
         "top",
         _one_of(*get_args(Strategy)),
-        'Which of them: ``"single_relevant"`` (one relevant, the rest not), ``"top"``, ``"random"``, '
+        'How these are chosen: ``"single_relevant"`` (one relevant, the rest not), ``"top"``, ``"random"``, '
         '``"log_random"`` (higher ranks more often), ``"top_and_random"``.',
     )
     negative_ranks: tuple[int, int] | None = _setting(
@@ -98,76 +101,96 @@ class Settings:
         True, _SWITCH, "Whether relevant documents that the first stage did not retrieve are drawn too."
     )
     drop_near_duplicates: bool = _setting(
-        True, _SWITCH, "Whether unjudged passages that nearly repeat a relevant one are kept out of its list."
+        True, _SWITCH, "Whether unjudged near-duplicates of a relevant passage are kept out of its list."
     )
-    steps: int | None = _setting(None, _COUNT.or_none(), "Optimiser steps; None: as ``epochs`` says.")
-    epochs: float | None = _setting(None, _POSITIVE.or_none(), "Passes over the queries; None: as ``steps`` says.")
-    batch_size: int = _setting(32, _COUNT, "Lists of an optimiser step, over all processes and accumulated parts.")
+    steps: int | None = _setting(None, _COUNT.or_none(), "Number of optimiser steps; None: set by ``epochs``.")
+    epochs: float | None = _setting(
+        None, _POSITIVE.or_none(), "Number of passes over the queries; None: set by ``steps``."
+    )
+    batch_size: int = _setting(
+        32, _COUNT, "Number of lists per optimiser step, over all processes and accumulated parts."
+    )
     accumulation: int = _setting(
         1,
         _COUNT,
-        "Parts that an optimiser step is split into. Rarely needed: parts that fit in memory are made by "
-        "``memory_tokens`` anyway.",
+        "Number of parts that an optimiser step is split into. Rarely needed, since ``memory_tokens`` already "
+        "splits steps into parts that fit in memory.",
     )
-    learning_rate: float = _setting(1e-5, _POSITIVE, "Of AdamW, after the warm-up.")
+    learning_rate: float = _setting(1e-5, _POSITIVE, "Learning rate of AdamW after the warm-up.")
     schedule: Schedule = _setting(
         "constant",
         _one_of(*get_args(Schedule)),
-        'The learning rate after the warm-up: ``"constant"``, or falling to 0 at the last step '
+        'The learning rate after the warm-up: ``"constant"``, or falling to 0 at the last step, '
         '``"linear"``-ly or as a ``"cosine"``.',
     )
-    warmup_steps: int = _setting(0, _FROM_ZERO, "Steps in which the learning rate rises from 0.")
-    weight_decay: float = _setting(0.01, _SHARE, "Of AdamW, on every parameter (biases and LayerNorm too).")
-    max_grad_norm: float | None = _setting(
-        None, _POSITIVE.or_none(), "Gradients are scaled down to this norm; None: never."
+    warmup_steps: int = _setting(0, _FROM_ZERO, "Number of steps in which the learning rate rises from 0.")
+    weight_decay: float = _setting(
+        0.01, _SHARE, "Weight decay of AdamW, on every parameter (biases and LayerNorm too)."
     )
-    dropout: float | None = _setting(None, _SHARE.or_none(), "Probability in all layers; None: the checkpoint's.")
+    max_grad_norm: float | None = _setting(
+        None, _POSITIVE.or_none(), "Norm that larger gradients are scaled down to; None: they are not."
+    )
+    dropout: float | None = _setting(
+        None, _SHARE.or_none(), "Dropout probability in all layers; None: the checkpoint's."
+    )
     dtype: DType | None = _setting(
         None,
         _one_of(None, *get_args(DType)),
-        '``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that has it '
+        '``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that supports it '
         "(CUDA capability 8.0 or above), float16 on an older one, float32 elsewhere.",
     )
     gradient_checkpointing: bool = _setting(
         False,
         _SWITCH,
-        "Compute layers again for the gradient, rather than keep them: a third slower, a fraction of the memory.",
+        "Compute layers again for the gradient rather than keep them: a third slower, with a fraction of the memory.",
     )
     memory_tokens: int = _setting(
         16_384,
         _COUNT,
-        "Tokens (padding included) whose activations are held at once. Lists are passed back in groups of "
-        "that size; a list that is larger by itself is encoded twice, with cached gradients (Gao et al., "
-        "2021, https://arxiv.org/abs/2101.06983). Gradients do not depend on it.",
+        "Number of tokens (padding included) whose activations are held at once. The backward pass is done in "
+        "groups of lists of that size; a single larger list is encoded twice, with cached gradients (Gao et "
+        "al., 2021, https://arxiv.org/abs/2101.06983). Gradients do not depend on it.",
     )
     batch_tokens: int | None = _setting(
         None,
         _COUNT.or_none(),
-        "Tokens that go through the encoder together; None: 512 on the CPU, ``memory_tokens`` elsewhere.",
+        "Number of tokens that the encoder reads at once; None: 512 on the CPU, ``memory_tokens`` elsewhere.",
     )
-    query_length: int | None = _setting(None, _COUNT.or_none(), "Tokens read of a query; None: the checkpoint's.")
-    doc_length: int | None = _setting(None, _COUNT.or_none(), "Tokens read of a text; None: the checkpoint's.")
+    query_length: int | None = _setting(
+        None, _COUNT.or_none(), "Number of tokens read of a query; None: the checkpoint's."
+    )
+    doc_length: int | None = _setting(
+        None, _COUNT.or_none(), "Number of tokens read of a text; None: the checkpoint's."
+    )
     seed: int = _setting(42, _FROM_ZERO, "Of a new head, the sampling, the order of the queries, and dropout.")
     measure: str = _setting(
         "nDCG@10",
         _MADE,
-        "Any ir-measures measure, by its name, on the validation topics: the weights with the best are kept.",
+        "Name of any measure of ir-measures. The weights with the best value on the validation topics are kept.",
     )
-    valid_every: int | None = _setting(None, _COUNT.or_none(), "Steps between validations; None: ten in a training.")
+    valid_every: int | None = _setting(
+        None, _COUNT.or_none(), "Number of steps between validations; None: a tenth of all steps."
+    )
     valid_queries: int | None = _setting(
-        None, _COUNT.or_none(), "How many of the validation topics are used, drawn by the seed; None: all."
+        None, _COUNT.or_none(), "Number of validation topics that are used, drawn with the seed; None: all."
     )
     patience: int | None = _setting(
-        None, _COUNT.or_none(), "Validations without a better measure after which training stops; None: never."
+        None,
+        _COUNT.or_none(),
+        "Number of validations without an improvement after which training stops; None: it does not stop early.",
     )
     log_every: int | None = _setting(
-        None, _COUNT.or_none(), "Steps between two records of loss and learning rate; None: a hundred in a training."
+        None,
+        _COUNT.or_none(),
+        "Number of steps between two records of loss and learning rate; None: a hundredth of all steps.",
     )
     folder: str | os.PathLike[str] | None = _setting(
-        None, _PATH.or_none(), "Where checkpoints (and ``tensorboard`` logs) are kept, to be resumed; None: nowhere."
+        None,
+        _PATH.or_none(),
+        "Folder in which checkpoints (and ``tensorboard`` logs) are kept, to be resumed; None: they are not kept.",
     )
     save_every: int | None = _setting(
-        None, _COUNT.or_none(), "Steps between checkpoints in ``folder``; None: ``valid_every``."
+        None, _COUNT.or_none(), "Number of steps between checkpoints in ``folder``; None: ``valid_every``."
     )
     resume: bool = _setting(False, _SWITCH, "Continue from the last checkpoint in ``folder``, if there is one.")
     on_unusable: OnUnusable = _setting(
@@ -179,15 +202,16 @@ class Settings:
     device: Device | None = _setting(
         None,
         _one_of(None, *get_args(Device)),
-        '``"cuda"`` (which of several, ``CUDA_VISIBLE_DEVICES`` says), ``"cpu"`` or ``"mps"``; None: CUDA '
-        "where there is one, else the CPU.",
+        '``"cuda"`` (``CUDA_VISIBLE_DEVICES`` chooses one of several), ``"cpu"`` or ``"mps"``; None: CUDA if '
+        "available, else the CPU.",
     )
     tensorboard: bool = _setting(
         False, _SWITCH, "Whether to log to ``folder`` for TensorBoard (which must be installed)."
     )
     verbose: bool = _setting(True, _SWITCH, "Show a progress bar, and the summary at the end.")
+    who: InitVar[str] = "Settings"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, who: str) -> None:
         for name, rule in _RULES.items():
             if rule.whole:
                 object.__setattr__(self, name, whole(getattr(self, name)))  # numpy's numbers too
@@ -198,33 +222,36 @@ class Settings:
             made = (_complaint(make) for make in (lambda: Losses.of(self.loss), self.to_sampling, self._check_measure))
             faults = [complaint for complaint in made if complaint]
         if faults:
-            raise ValueError("Settings: " + " ".join(faults))
+            raise ValueError(f"{who}: " + " ".join(faults))
 
     @classmethod
-    def of(cls, stage: Stage, recipe: str | os.PathLike[str] | None = None, **changes: Any) -> Settings:
+    def of(
+        cls, stage: Stage, recipe: str | os.PathLike[str] | None = None, *, who: str = "Settings", **changes: Any
+    ) -> Settings:
         """The settings of a recipe, with changes.
 
         Args:
             stage: ``"finetune"`` or ``"distill"``.
             recipe: ``"rank-distillm"`` (the default), or a YAML file with settings (and, for what it does not say, the
                 name of a recipe under ``recipe``).
+            who: The function that messages name.
             **changes: Settings that overrule the recipe's. ``steps`` overrules a recipe's ``epochs`` and the reverse.
 
         Raises:
-            ValueError: Unknown settings or recipes, or settings that contradict each other: all at once.
+            ValueError: Settings or recipes are unknown, or settings contradict each other. The message names all of
+                them.
         """
-        values = _values_of(stage, recipe)
+        values = _values_of(stage, recipe, who)
         unknown = sorted({*values, *changes} - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            known = ", ".join(f.name for f in dataclasses.fields(cls))
-            raise ValueError(f"Settings: there is no setting {', '.join(map(repr, unknown))}. There are: {known}.")
+            raise ValueError(f"{who}: " + " ".join(no_setting(name) for name in unknown))
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
             if changes.get(one) is not None and other not in changes:
                 values[other] = None
-        return cls(**{**values, **changes})
+        return cls(who=who, **{**values, **changes})
 
     def to_sampling(self) -> Sampling:
-        """Which documents of a ranking a list holds."""
+        """The part of the settings that decides which documents of a ranking a list contains."""
         return Sampling(
             strategy=self.sampling,
             sample_size=self.sample_size,
@@ -243,7 +270,7 @@ class Settings:
         }
 
     def total_steps(self, queries: int) -> int:
-        """Optimiser steps of a training on that many queries."""
+        """The number of optimiser steps of a training on that many queries."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -269,7 +296,7 @@ class Settings:
             needing = {"resume": self.resume, "save_every": self.save_every, "tensorboard": self.tensorboard}
             faults += [f"{name}={value!r} needs a folder." for name, value in needing.items() if value]
         if self.save_every and self.valid_every and self.save_every % self.valid_every:
-            # The best weights are those of a checkpoint, so a checkpoint needs a validation.
+            # The best weights are taken from a checkpoint, so each checkpoint needs a validation.
             faults.append(
                 f"save_every must be a multiple of valid_every, got {self.save_every} and {self.valid_every}."
             )
@@ -281,7 +308,8 @@ class Settings:
         try:
             ir_measures.parse_measure(self.measure)
         except (NameError, ValueError, SyntaxError, TypeError) as error:
-            raise ValueError(f"measure must be the name of an ir-measures measure, got {self.measure!r}.") from error
+            fact = f"measure must be the name of an ir-measures measure, got {self.measure!r}."
+            raise InputError("Settings", fact) from error
 
 
 _RULES: dict[str, Rule] = {one.name: one.metadata["rule"] for one in dataclasses.fields(Settings)}
@@ -296,11 +324,41 @@ def descriptions() -> dict[str, str]:
     return {one.name: one.metadata["told"].replace("``", "") for one in dataclasses.fields(Settings)}
 
 
+_ELSEWHERE = {
+    "lr": "learning_rate",
+    "max_length": "doc_length (of a text; query_length of a query)",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "warmup": "warmup_steps",
+    "gradient_accumulation_steps": "accumulation",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "mini_batch_size": "memory_tokens",
+    "bf16": "dtype='bfloat16'",
+    "fp16": "dtype='float16'",
+    "output_dir": "folder",
+    "num_negatives": "sample_size (negatives and the relevant one together)",
+    "lr_scheduler_type": "schedule",
+}
+"""Settings by what transformers and Sentence Transformers call them."""
+
+
+def no_setting(name: str) -> str:
+    """What to say of a setting that there is not, with what was probably meant."""
+    known = [f.name for f in dataclasses.fields(Settings)]
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = _ELSEWHERE.get(name) or (close[0] if close else None)
+    if meant:
+        return f"there is no setting {name!r}. Did you mean {meant}?"
+    return f"there is no setting {name!r}. There are: {', '.join(known)}."
+
+
 def _complaint(make: Callable[[], object]) -> str | None:
     try:
         make()
-    except ValueError as error:
-        return str(error)
+    except InputError as error:
+        return error.fact
     return None
 
 
@@ -345,16 +403,16 @@ RECIPES: dict[str, dict[Stage, dict[str, Any]]] = {
 DEFAULT_RECIPE = "rank-distillm"
 
 
-def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None) -> dict[str, Any]:
+def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None, who: str) -> dict[str, Any]:
     name = DEFAULT_RECIPE if recipe is None else os.fspath(recipe)
     if name in RECIPES:
         return dict(RECIPES[name][stage])
     if Path(name).suffix not in (".yaml", ".yml"):
-        raise ValueError(f"Settings: recipe must be one of {', '.join(RECIPES)}, or a YAML file, got {name!r}.")
-    values = _read_yaml(Path(name))
+        raise ValueError(f"{who}: recipe must be one of {', '.join(RECIPES)}, or a YAML file, got {name!r}.")
+    values = _read_yaml(Path(name), who)
     base = values.pop("recipe", None)
     if base is not None and base not in RECIPES:
-        raise ValueError(f"Settings: {name}: recipe must be one of {', '.join(RECIPES)}, got {base!r}.")
+        raise ValueError(f"{who}: {name}: recipe must be one of {', '.join(RECIPES)}, got {base!r}.")
     inherited = dict(RECIPES[base or DEFAULT_RECIPE][stage])
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if values.get(one) is not None:
@@ -362,13 +420,13 @@ def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None) -> dict[str,
     return inherited | values
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path, who: str) -> dict[str, Any]:
     try:
         values = parsed(file.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError) as error:
-        raise ValueError(f"Settings: {file} cannot be read: {error}") from error
+        raise ValueError(f"{who}: {file} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"Settings: {file} must hold settings as `name: value` lines, got {type(values).__name__}.")
+        raise ValueError(f"{who}: {file} must hold settings as `name: value` lines, got {type(values).__name__}.")
     return values
 
 
