@@ -29,7 +29,7 @@ from .train import train
 from .validation import Validation
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing since Python 3.11
+    from typing import Self
 
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 

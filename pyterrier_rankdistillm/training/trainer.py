@@ -232,8 +232,8 @@ class ListwiseTrainer(Trainer):
 
 def training_arguments(settings: Settings, *, folder: Path, steps: int, validated: bool) -> TrainingArguments:
     """The Trainer's arguments for our settings. Features that are not in the recipe are switched off."""
-    found = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if settings.device in found and not found[settings.device]():
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if settings.device is not None and not found.get(settings.device, True):
         raise ValueError(f"Settings: device must be one that torch finds here, got {settings.device!r}. Use 'cpu'.")
     dtype = resolved_dtype(settings)
     valid_every = settings.valid_every or max(1, steps // 10)
