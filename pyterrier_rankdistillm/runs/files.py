@@ -358,7 +358,8 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
     try:
         table = csv_reader.read_csv(
             pa.BufferReader(block),
-            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=_BLOCK),
+            # All in one block: Arrow's threads can hang where a line is longer than a block.
+            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=len(block)),
             parse_options=csv_reader.ParseOptions(delimiter=separator, quote_char=False),
             convert_options=csv_reader.ConvertOptions(column_types=kinds, null_values=[]),
         )
