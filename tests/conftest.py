@@ -21,6 +21,9 @@ SHARED = HERE.parents[1] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()) or "[scale.rst]" in item.name:
+            item.add_marker(pytest.mark.xdist_group("ray"))  # pytest -n 2 --dist loadgroup: one process has the Ray
     if not ((SHARED / "data").is_dir() and (SHARED / "reference").is_dir()):
         for item in items:
             if item.get_closest_marker("shared"):

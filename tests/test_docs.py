@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 import pyterrier_rankdistillm
 from pyterrier_rankdistillm import TruncationWarning, runs
@@ -42,13 +44,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_code_of_a_page_runs_from_top_to_bottom(
     page: Path, small: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """README with the demo's checkpoint, other pages with a tiny one in its place."""
+    """README with the demo's checkpoint and all cores, other pages with a tiny one in its place."""
     code = blocks(page)
     assert code
     if any("rerank_dataset" in block for block in code):
         request.getfixturevalue("cluster")  # whose workers open the demo's own
     elif page.suffix == ".rst":
         monkeypatch.setattr(folders, "demo_folder", lambda: small)
+    else:
+        threads = torch.get_num_threads()
+        request.addfinalizer(lambda: torch.set_num_threads(threads))
+        torch.set_num_threads(os.cpu_count() or 1)
     names: dict[str, object] = {}
     with warnings.catch_warnings():
         # PyTerrier's advice about plans, and pandas' about what PyTerrier's sliding does.
@@ -57,6 +63,13 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
         warnings.filterwarnings("ignore", category=TruncationWarning)  # the cascade shows shorter passages
         for block in code:
             exec(compile(block, page.name, "exec"), names)
+
+
+def test_links_of_readme_work_where_it_is_shown() -> None:
+    """On a package index there is no repository beside it."""
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
 
 
 def test_every_page_of_the_documentation_is_in_the_index() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from pathlib import Path
 
 import pytest
@@ -165,6 +165,17 @@ def test_user_input_is_not_checked_by_assert(file: Path) -> None:
 
 def test_types_are_marked_as_shipped() -> None:
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_the_weights_have_a_licence_of_their_own() -> None:
+    told = metadata("pyterrier-rankdistillm")
+    assert told["License-Expression"] == "Apache-2.0 AND LicenseRef-MS-MARCO-research-use"
+    files = told.get_all("License-File") or []
+    assert [Path(file).parts[-3:] for file in files] == [("LICENSE",), ("demo", "checkpoint", "LICENSE")]
+    card = (PACKAGE / "demo" / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: other\n")
+    assert told.get_all("Project-URL")
+    assert "Development Status :: 4 - Beta" in (told.get_all("Classifier") or [])
 
 
 def test_version_is_the_metadata_s() -> None:
