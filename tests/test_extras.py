@@ -44,6 +44,8 @@ def test_every_public_name_is_there() -> None:
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
     """Makes a package one that is not installed."""
     monkeypatch.chdir(tmp_path)
+    if hasattr(getattr(pd.options, "future", None), "infer_string"):
+        monkeypatch.setattr(pd.options.future, "infer_string", False)  # as pandas has it where there is no pyarrow
 
     def block(package: str) -> None:
         for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
