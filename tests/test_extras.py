@@ -17,10 +17,19 @@ import pyterrier as pt
 import pytest
 import tiny
 
-from pyterrier_rankdistillm import Distillation, FineTuning, MonoElectra, cli, reproduce, rerank_dataset, runs, scale
-from pyterrier_rankdistillm.extras import EXTRAS
+from pyterrier_rankdistillm import (
+    Distillation,
+    FineTuning,
+    MonoElectra,
+    cli,
+    extras,
+    reproduce,
+    rerank_dataset,
+    runs,
+    scale,
+)
 
-PACKAGES = (*EXTRAS, "tensorboard")
+PACKAGES = (*extras.EXTRAS, "tensorboard")
 DEMO = "rankdistillm:demo"
 
 NAMES = """
@@ -42,14 +51,18 @@ def test_every_public_name_is_there() -> None:
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Makes a package one that is not installed."""
+    """Makes a package one that is not installed, as far as ours looks; others (pandas) go on using it."""
     monkeypatch.chdir(tmp_path)
-    if hasattr(getattr(pd.options, "future", None), "infer_string"):
-        monkeypatch.setattr(pd.options.future, "infer_string", False)  # as pandas has it where there is no pyarrow
+    import_module, find_spec = extras.import_module, extras.find_spec
 
     def block(package: str) -> None:
-        for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
-            monkeypatch.setitem(sys.modules, name, None)
+        def imported(name: str) -> Any:
+            if name.partition(".")[0] == package:
+                raise ImportError(name)
+            return import_module(name)
+
+        monkeypatch.setattr(extras, "import_module", imported)
+        monkeypatch.setattr(extras, "find_spec", lambda name: None if name == package else find_spec(name))
 
     return block
 
@@ -70,7 +83,7 @@ def recipe() -> str:
     return "recipe.yaml"
 
 
-TOPICS = pd.DataFrame({"qid": ["q1"], "query": ["why does bread rise"]}, dtype=object)  # pandas' strings are pyarrow's
+TOPICS = pd.DataFrame({"qid": ["q1"], "query": ["why does bread rise"]})
 QRELS = pd.DataFrame({"qid": ["q1"], "docno": ["d1"], "label": [1]})
 
 CALLS: list[tuple[str, str, Callable[[], Any]]] = [
