@@ -45,7 +45,7 @@ def first_no_text(values: Sequence[Any]) -> int | None:
 
 def told(value: Any) -> str:
     """What is wrong with a value that should have been a string, for messages."""
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None or str(value) in ("<NA>", "NaT") or (isinstance(value, float) and value != value):
         return "missing"
     if isinstance(value, str):
         return "empty" if not value else f"not valid Unicode (a lone surrogate): {value!r}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .errors import OrderWarning
 from .extras import require
 
 if TYPE_CHECKING:
@@ -192,7 +194,8 @@ def _demo(args: argparse.Namespace) -> None:
 def _rerank(args: argparse.Namespace) -> None:
     from . import runs
     from .reranker import MonoElectra
-    from .runs.given import run_of
+    from .runs.given import contradiction, run_of, texts_of, topics_of
+    from .runs.text import join_queries, join_text
 
     if args.depth < 1:
         raise ValueError(f"--depth must be at least 1, got {args.depth}.")
@@ -208,8 +211,7 @@ def _rerank(args: argparse.Namespace) -> None:
         text_field=args.text_field if args.engine == "local" else "text",
         verbose=True,
     )
-    # All that can be wrong is found before the work, not after it.
-    runs.check_target(args.output)
+    runs.check_target(args.output)  # whatever can be wrong is found before the work, not after it
     given = run_of(args.run, who="rerank", order=args.order)
     if args.engine == "ray":
         _rerank_on_ray(args, reranker, given)
@@ -218,38 +220,27 @@ def _rerank(args: argparse.Namespace) -> None:
     given_options = [name for name, value in options.items() if value is not None]
     if given_options:
         raise ValueError(f"{given_options[0]} must come with --engine ray.")
-    _ = reranker.scorer  # the model and the device are there
-    run = _candidates(args, given)
-    runs.check_ids(run, args.output)
-    reranked = reranker.transform(run)
-    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag="monoelectra")
-    print(f"{args.output}: {len(reranked)} rows for {reranked['qid'].nunique()} queries, by {reranker!r}")
-
-
-def _candidates(args: argparse.Namespace, given: GivenRun) -> Any:
-    """The top of the first stage's run, with queries and texts."""
-    import warnings
-
-    from .errors import OrderWarning
-    from .runs.given import contradiction, texts_of, topics_of
-    from .runs.text import join_queries, join_text
-
     run = given.frame(scored=False)
     odd = contradiction(run)
     if odd is not None:
         warnings.warn(f"rerank: the run {odd} Its depth is cut by rank.", OrderWarning, stacklevel=2)
     run = run[run["rank"] < args.depth]
+    runs.check_ids(run, args.output)
     topics, text = args.topics or args.dataset, args.text or args.dataset
     if topics is None and "query" not in run.columns:
         topics = _dataset_of(args.run, given, "--topics or --dataset")
     if text is None and args.text_field not in run.columns:
         text = _dataset_of(args.run, given, "--text or --dataset")
+    loader = None if text is None else texts_of(text, who="rerank", argument="--text")
+    _ = reranker.scorer  # the model and the device are there
     if topics is not None:
         run = join_queries(run, topics_of(topics, who="rerank", argument="--topics", missing="drop"))
-    if text is not None:
-        run = join_text(run, texts_of(text, who="rerank", argument="--text"))
-        run = run.assign(**{args.text_field: run["text"]})
-    return run
+    if loader is not None:
+        with_text = join_text(run, loader)
+        run = run.assign(**{args.text_field: with_text["text"]})
+    reranked = reranker.transform(run)
+    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag="monoelectra")
+    print(f"{args.output}: {len(reranked)} rows for {reranked['qid'].nunique()} queries, by {reranker!r}")
 
 
 def _dataset_of(run: str, given: GivenRun, options: str) -> Any:

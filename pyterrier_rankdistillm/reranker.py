@@ -16,8 +16,7 @@ import pyterrier as pt
 import torch
 from numpy.typing import NDArray
 
-from .checks import is_whole, whole
-from .errors import CheckpointError
+from .checks import first_no_text, is_text, is_whole, told, whole
 from .scoring.checkpoint import Checkpoint
 from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
@@ -59,7 +58,8 @@ class MonoElectraReRanker(pt.Transformer):
         query_length: Number of tokens read of a query; default: the checkpoint's (32 for the published ones).
         doc_length: Number of tokens read of a text; default: the checkpoint's (256 for the published ones). Longer
             texts are truncated, with one ``TruncationWarning``. For long documents, score passages:
-            ``first_stage >> pt.text.sliding(text_attr="text") >> MonoElectra() >> pt.text.max_passage()``.
+            ``first_stage >> pt.text.sliding(text_attr="text", prepend_attr=None) >> MonoElectra() >>
+            pt.text.max_passage()``.
         text_field: The column that holds the text.
         activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, except
             that logits beyond 16 become ties.
@@ -227,10 +227,7 @@ class MonoElectraReRanker(pt.Transformer):
         if isinstance(self.model, Checkpoint):
             require("revision", self.revision is None, "None where model is an open Checkpoint")
         elif looks_like_path(self.model):
-            try:
-                locate(self.model, revision=self.revision)
-            except CheckpointError as error:
-                raise CheckpointError(f"{type(self).__name__}: {error}") from None
+            locate(self.model, revision=self.revision, who=type(self).__name__)
 
     def check_columns(self, inp: pd.DataFrame) -> None:
         """Whether a frame has what ``transform`` needs.
@@ -263,15 +260,18 @@ class MonoElectraReRanker(pt.Transformer):
                     f"{type(self).__name__}: {name} is missing in {missing.sum()} of {len(inp)} rows, first in row "
                     f"{int(missing.argmax())} (from 0). Every row needs a qid and a docno."
                 )
+            strings = [value for value in inp[name].tolist() if isinstance(value, str)]
+            odd = first_no_text(strings)
+            if odd is not None:
+                raise ValueError(f"{type(self).__name__}: {name} is {told(strings[odd])}. Such ids cannot be written.")
 
     def _strings(self, inp: pd.DataFrame, column: str) -> list[str]:
         values: list[Any] = inp[column].tolist()
-        bad = [row for row, value in enumerate(values) if not isinstance(value, str)]
-        if not bad:
+        row = first_no_text(values)
+        if row is None:
             return values
-        row = bad[0]
+        bad = [value for value in values if not is_text(value)]
         value, docno, qid = values[row], inp["docno"].iloc[row], inp["qid"].iloc[row]
-        what = "missing" if value is None or value is pd.NA or value != value else f"no string but {value!r}"
         remedy = (
             "Give every topic a query."
             if column == "query"
@@ -279,8 +279,8 @@ class MonoElectraReRanker(pt.Transformer):
             f"`pt.apply.generic(lambda df: df.dropna(subset=[{column!r}]))` (an empty string is scored)."
         )
         raise ValueError(
-            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {what}; so it is in {len(bad)} of "
-            f"{len(values)} rows. {remedy}"
+            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {told(value)}; so it is in "
+            f"{len(bad)} of {len(values)} rows. {remedy}"
         )
 
     def _check_finite(self, inp: pd.DataFrame, scores: NDArray[np.float32]) -> None:
@@ -311,9 +311,15 @@ class MonoElectraReRanker(pt.Transformer):
             )
             if number
         ]
+        remedies = []
+        if scored.query_cuts:
+            remedies.append("Longer queries are read with query_length=.")
+        if scored.doc_cuts:
+            sliding = f"pt.text.sliding(text_attr={self.text_field!r}, prepend_attr=None)"
+            remedies.append(f"Score long documents by their passages: {sliding} >> ... >> pt.text.max_passage().")
         warnings.warn(
-            f"{type(self).__name__} cut {' and '.join(cuts)} in {scored.distinct} pairs. For long documents score "
-            f"passages (pt.text.sliding() >> ... >> pt.text.max_passage()). This is said once per transformer.",
+            f"{type(self).__name__} cut {' and '.join(cuts)} in {scored.distinct} pairs. {' '.join(remedies)} This is "
+            f"said once per transformer.",
             TruncationWarning,
             stacklevel=3,
         )

@@ -90,6 +90,10 @@ class DemoTextLoader(pt.Transformer):
             raise KeyError(f"rankdistillm:demo has no passage {unknown[0]!r} ({len(unknown)} such rows).")
         return inp.assign(text=[self.texts[docno] for docno in inp["docno"]])
 
+    def attributes(self) -> list[Any]:
+        """Drawings do not carry the collection."""
+        return []
+
     def __repr__(self) -> str:
         return "DemoTextLoader()"
 

@@ -160,7 +160,7 @@ class Systems:
         if isinstance(source, pt.Transformer):
             found, record = self._make(FIRST_STAGE, pt.Transformer.identity(), source, judged, path)
             return found, {}, {"made by": record["first_stage"], "md5": record["md5"]}
-        loaded = task_data.load_run(source, task)
+        loaded = task_data.load_run(source, task, "first_stage")
         self.note(loaded.note)
         found, as_found = task_data.matching_numbers(loaded.frame, topics, task)
         found = found[found["qid"].isin(judged["qid"]) & (found["rank"] < self.arguments.depth)].reset_index(drop=True)
@@ -171,12 +171,7 @@ class Systems:
 
     def _with_text(self, ranked: TaskRuns) -> pd.DataFrame:
         task = ranked.task
-        with_text, fields = task_data.add_text(
-            ranked.found,
-            task_data.of_task(self.arguments.text, task),
-            task,
-            condensed=self.arguments.condensed,
-        )
+        with_text, fields = task_data.add_text(ranked.found, task_data.of_task(self.arguments.text, task), task)
         there, wanted = len(with_text), len(ranked.found)
         if there == 0 or (there < wanted and not self.arguments.condensed):
             raise ReproductionError(
@@ -211,7 +206,7 @@ class Systems:
 
     def _finished(self, name: str, system: Any, ranked: TaskRuns) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A run that was made elsewhere, of the documents that the other systems rank."""
-        loaded = task_data.load_run(system, ranked.task)
+        loaded = task_data.load_run(system, ranked.task, f"system {name!r}")
         self.note(loaded.note)
         run, _ = task_data.matching_numbers(loaded.frame, ranked.topics, ranked.task)
         run = run[run["qid"].isin(ranked.topics["qid"])]

@@ -33,7 +33,7 @@ from ..runs.given import (
 )
 from ..runs.published import PARENT
 from ..runs.records import frame_digest
-from ..runs.text import join_text, texts_by
+from ..runs.text import texts_by
 from .arguments import Arguments
 from .catalogue import FIRST_STAGE, Table, Task
 
@@ -122,7 +122,7 @@ def check_sources(stages: Mapping[str, Mapping[str, Any]], arguments: Arguments)
             for sources in stages.values():
                 source = sources.get(task.name)
                 if source is not None and not isinstance(source, pt.Transformer) and not _is_tira(source):
-                    run_for(source, task)
+                    run_for(source, task, "first_stage")
         for argument, given, accepted in (
             ("topics", arguments.topics, TOPICS), ("qrels", arguments.qrels, QRELS), ("text", arguments.text, TEXTS),
         ):  # fmt: skip
@@ -155,46 +155,41 @@ def load_qrels(given: Qrels | None, task: Task) -> pd.DataFrame:
         InputError, DataFileError: They are no judgments.
     """
     with _available("judgments"):
-        return qrels_of(task.dataset if given is None else given, who="reproduce")
+        qrels = qrels_of(task.dataset if given is None else given, who="reproduce")
+    if qrels.empty:
+        raise Door("reproduce", "qrels", QRELS).wrong(f"of {task.name} must not be empty.")
+    return qrels
 
 
-def add_text(
-    run: pd.DataFrame, given: Texts | None, task: Task, *, condensed: bool = False
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def add_text(run: pd.DataFrame, given: Texts | None, task: Task) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Adds ``text`` to a run.
 
     Args:
         run: The documents.
         given: Where texts come from; default: the task's dataset.
         task: The task.
-        condensed: Whether documents without a text are left out, rather than an error.
 
     Returns:
-        The run, and the fields that were read.
+        The run, without the documents that have no text, and the fields that were read.
 
     Raises:
         DataUnavailable: The texts cannot be had here.
-        KeyError: A document has no text.
     """
     with _available("documents"):
         loader = texts_of(task.dataset if given is None else given, who="reproduce")
-        if condensed:
-            texts = texts_by(loader, run["docno"].unique().tolist())
-            kept = run[run["docno"].isin(texts)].reset_index(drop=True)
-            with_text = kept.assign(text=[texts[docno] for docno in kept["docno"]])
-        else:
-            with_text = join_text(run, loader)
-        return with_text, tuple(getattr(loader, "fields", ("text",)))
+        texts = texts_by(loader, run["docno"].unique().tolist())
+        kept = run[run["docno"].isin(texts)].reset_index(drop=True)
+        return kept.assign(text=[texts[docno] for docno in kept["docno"]]), tuple(getattr(loader, "fields", ("text",)))
 
 
-def load_run(source: Any, task: Task) -> LoadedRun:
+def load_run(source: Any, task: Task, argument: str) -> LoadedRun:
     """A run from a frame, a file (``{task}`` in its name stands for the task, with dashes for slashes), or TIRA.
 
     Raises:
         DataUnavailable: A file of a pattern is not there, or TIRA does not give the run.
         InputError, RunFileError: It is not a run, or one whose ranks contradict its scores.
     """
-    given = run_for(source, task)
+    given = run_for(source, task, argument)
     md5 = frame_digest(given.source) if isinstance(given.source, pd.DataFrame) else md5_of(cast(Path, given.file))
     run, again = given.deduplicated()
     odd = contradiction(run)
@@ -206,7 +201,7 @@ def load_run(source: Any, task: Task) -> LoadedRun:
     return LoadedRun(run[_RUN_COLUMNS], {"source": given.name, "md5": md5}, note if again else None)
 
 
-def run_for(source: Any, task: Task) -> GivenRun:
+def run_for(source: Any, task: Task, argument: str) -> GivenRun:
     """The run of a task, which is there, but not read yet.
 
     Raises:
@@ -215,13 +210,13 @@ def run_for(source: Any, task: Task) -> GivenRun:
     """
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
     if _is_tira(source):
-        return run_of(_from_tira(name.partition(":")[2] or TIRA, task), who="reproduce")
+        return run_of(_from_tira(name.partition(":")[2] or TIRA, task), who="reproduce", argument=argument)
     if _TASK in name:
         path = Path(str(of_task(name, task))).expanduser()
         if not path.exists():
             raise DataUnavailable(f"There is no file {path}.")
-        return run_of(path, who="reproduce")
-    found = run_of(source, who="reproduce")
+        return run_of(path, who="reproduce", argument=argument)
+    found = run_of(source, who="reproduce", argument=argument)
     if found.published and not task.dataset.startswith(PARENT):
         raise found.door.wrong(
             f"must be of the topics of {task.name}: published runs rank the training queries of MS MARCO, got "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 import pyterrier as pt
 
+from ..checks import first_no_text
 from ..extras import require
 from .atomic import write_json
 from .records import model_identity
@@ -72,7 +73,7 @@ class ScoreCache(pt.Transformer):
         fits = all(name in inp.columns for name in needed) and inp.columns.is_unique
         if inp.empty or not fits:
             return self.reranker.transform(inp)
-        strings = all(isinstance(value, str) for name in ("query", text) for value in inp[name])
+        strings = all(first_no_text(inp[name].tolist()) is None for name in ("query", text))
         if not strings or inp[["qid", "docno"]].isna().to_numpy().any():
             return self.reranker.transform(inp)  # raises an error that says what is wrong
         cache = self._open()[1]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import io
 import itertools
 import json
@@ -29,7 +28,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import RunFileError
-from ..extras import require
+from ..extras import is_installed, require
 from .atomic import check_writable, replacing
 from .frames import deduplicate
 from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
@@ -350,7 +349,7 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
 
     For other lines it returns None; the other parser then reads them, or says what is wrong.
     """
-    if importlib.util.find_spec("pyarrow") is None:
+    if not is_installed("pyarrow"):
         return None
     pa, csv_reader, compute = (import_module(f"pyarrow{name}") for name in ("", ".csv", ".compute"))
     word, few = pa.string(), pa.dictionary(pa.int32(), pa.string())

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast, get_args
 
@@ -27,7 +28,7 @@ from .frames import deduplicate
 from .parquet_text import ParquetText
 from .published import NAMES, PREFIX, PublishedDataset, fetch
 from .rankings import Rankings
-from .ranks import REQUIRED, Ids, first_fault, order_disagrees, positions
+from .ranks import Ids, first_fault, order_disagrees, positions
 from .readers import DOCNO, PARQUET, QID, QUERY, TEXT, pick, read_qrels, read_texts, read_topics
 from .text import Dataset, join_queries, join_text, load_qrels, load_topics, text_loader
 
@@ -89,11 +90,11 @@ class Door:
             FileNotFoundError: It can only be a file's name, and there is no such file.
         """
         path = Path(given).expanduser()
-        if isinstance(given, str) and given.startswith(PREFIX):
+        if os.fspath(given).startswith(PREFIX):
             return None
         if path.is_file():
             return path
-        if isinstance(given, os.PathLike) or path.suffix in _FILES or given.startswith((".", "/", "~")):
+        if isinstance(given, os.PathLike) or path.suffix in _FILES or os.fspath(given).startswith((".", "/", "~")):
             what = "is a folder" if path.is_dir() else "is not there"
             raise FileNotFoundError(f"{self.who}: {self.argument} must be {self.accepted}; the file {path} {what}.")
         return None
@@ -268,7 +269,9 @@ def qrels_of(given: Qrels, *, who: str, argument: str = "qrels") -> pd.DataFrame
         found = load_qrels(_known(door, given), who=who) if path is None else read_qrels(path)
     else:
         raise door.refuse(given)
-    frame = _picked(found, door, (QID, DOCNO, ("label", "relevance")))
+    frame = _picked(found, door, (QID, DOCNO, ("label", "relevance")), empty=True)
+    if frame.empty:
+        return frame.astype({"qid": object, "docno": object, "label": np.int64})
     frame = frame.assign(qid=ids_of(frame["qid"], "qid", door), docno=ids_of(frame["docno"], "docno", door))
     labels = frame["label"]
     if labels.dtype.kind not in "iuf" or not np.equal(np.mod(labels.to_numpy(dtype=float), 1), 0).all():
@@ -403,7 +406,7 @@ class GivenRun:
             folder: Where the mapped form goes if the file's own folder is not writable; None: then it is read.
         """
         file = self.file
-        if file is None or self.order is not None:
+        if file is None or self.order is not None or find_spec("pyarrow") is None:
             return Rankings.from_frame(self.frame(scored=False))
         if os.access(file.absolute().parent, os.W_OK):
             return Rankings.from_file(file)
@@ -441,8 +444,8 @@ def run_of(given: Any, *, who: str, argument: str = "run", accepted: str = RUN, 
         return GivenRun(given, door, order)
     if not isinstance(given, str | os.PathLike):
         raise door.refuse(given)
-    if isinstance(given, str) and given == f"{PREFIX}demo":
-        return GivenRun(pt.get_dataset(given).get_results(), door, order)
+    if os.fspath(given) == f"{PREFIX}demo":
+        return GivenRun(pt.get_dataset(os.fspath(given)).get_results(), door, order)
     path = door.path(given)
     if path is not None:
         return GivenRun(path, door, order)
@@ -490,8 +493,8 @@ def ranker_of(given: Any, *, who: str, argument: str, order: Order | None = None
         return MonoElectraReRanker(given)
     if not isinstance(given, str | os.PathLike):
         raise door.refuse(given)
-    is_model = Path(given).expanduser().is_dir() or given == f"{PREFIX}demo"
-    if not is_model and ((isinstance(given, str) and given.startswith(PREFIX)) or door.path(given) is not None):
+    is_model = Path(given).expanduser().is_dir() or os.fspath(given) == f"{PREFIX}demo"
+    if not is_model and (os.fspath(given).startswith(PREFIX) or door.path(given) is not None):
         return run_of(given, who=who, argument=argument, accepted=RANKER, order=order)
     return MonoElectraReRanker(given)
 
@@ -547,19 +550,17 @@ def checked_run(
         scored: Whether scores are needed; without, ranks may stand alone (and the column ``score`` stays out).
     """
     run = frame.reset_index(drop=True)
-    if scored or "rank" not in run.columns:
-        missing = [name for name in REQUIRED if name not in run.columns]
-        if missing:
-            raise door.wrong(f"must have the columns {', '.join(REQUIRED)}, got no {', '.join(missing)}.")
+    ranked = "score" in run.columns or ("rank" in run.columns and not scored)
+    if not {"qid", "docno"} <= set(run.columns) or not ranked:
+        wanted = "score" if scored else "rank or score"
+        raise door.wrong(f"must have the columns qid, docno, and {wanted}, got {', '.join(map(str, run.columns))}.")
     for column in ("qid", "docno"):
-        if column not in run.columns:
-            raise door.wrong(f"has no column {column}, but {', '.join(map(str, run.columns))}.")
         if (run.columns == column).sum() > 1:
             raise door.wrong(f"has more than one column {column!r}. Drop one.")
         run = run.assign(**{column: ids_of(run[column], column, door)})
     for column, kinds, what in (("rank", "iuf", "whole numbers"), ("score", "iuf", "numbers")):
         if column in run.columns and run[column].dtype.kind not in kinds:
-            raise door.wrong(f"must have {what} in column {column}, got dtype {run[column].dtype}.")
+            raise door.wrong(f"is not a run: {column} must hold {what}, got dtype {run[column].dtype}.")
     if "rank" in run.columns:
         rank = run["rank"]
         if rank.isna().any() or not np.equal(np.mod(rank.to_numpy(dtype=np.float64), 1), 0).all():
@@ -619,7 +620,11 @@ def ids_of(column: pd.Series, name: str, door: Door) -> pd.Series:
     Raises:
         ValueError: An id is missing, empty, or neither a string nor a whole number.
     """
-    codes, distinct = pd.factorize(column)
+    try:
+        codes, distinct = pd.factorize(column)
+    except TypeError:  # lists, arrays: nothing that can be looked up
+        odd = next(value for value in column if not isinstance(value, str | int))
+        raise door.wrong(f"must have strings or whole numbers as {name}, but one is {told(odd)}.") from None
     values = list(distinct)
     if (codes < 0).any():
         raise door.wrong(f"has no {name} in row {int((codes < 0).argmax())} (from 0). Every row needs one.")
@@ -633,7 +638,7 @@ def ids_of(column: pd.Series, name: str, door: Door) -> pd.Series:
     return pd.Series(np.array(strings, dtype=object)[codes], index=column.index)
 
 
-def _picked(found: pd.DataFrame, door: Door, names: Sequence[Sequence[str]]) -> pd.DataFrame:
+def _picked(found: pd.DataFrame, door: Door, names: Sequence[Sequence[str]], *, empty: bool = False) -> pd.DataFrame:
     """Those columns of a frame that are read, by their canonical names."""
     columns = [pick(found.columns, choices) for choices in names]
     missing = [choices[0] for choices, column in zip(names, columns, strict=True) if column is None]
@@ -644,7 +649,7 @@ def _picked(found: pd.DataFrame, door: Door, names: Sequence[Sequence[str]]) -> 
     doubled = [name for name in columns if (found.columns == name).sum() > 1]
     if doubled:
         raise door.wrong(f"has more than one column {doubled[0]!r}. Drop one.")
-    if found.empty:
+    if found.empty and not empty:
         raise door.wrong("must not be empty.")
     return found[columns].set_axis(wanted, axis=1).reset_index(drop=True)
 

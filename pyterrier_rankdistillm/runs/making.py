@@ -53,7 +53,8 @@ _TEACHER = Roles(
     "make_teacher_run",
     "the teacher",
     "the teacher's ranking",
-    "A teacher must rank just the documents that it is given. Mend it and call again (finished shards are kept), or "
+    "A teacher must be a re-ranker: it ranks just the documents that it is given. "
+    "Mend it and call again (finished shards are kept), or "
     "leave such queries out with on_fault='skip'.",
 )
 

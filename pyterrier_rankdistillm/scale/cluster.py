@@ -47,7 +47,7 @@ class Workers:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, who: str) -> Iterator[None]:
     """Connects to Ray for as long as the context lasts.
 
     It uses the Ray that this process uses already, or the one at ``address``, or one that runs here (``ray start``,
@@ -58,13 +58,13 @@ def connected(address: str | None) -> Iterator[None]:
         ValueError: This process uses another Ray already.
         ImportError: Ray is not installed.
     """
-    ray = import_ray()
+    ray = import_ray(who)
     with _environment(_QUIET):
         if ray.is_initialized():
             used = ray.get_runtime_context().gcs_address
             if address not in (None, used):
                 raise ValueError(
-                    f"rerank_dataset: address must be None or {used!r}, the Ray that this process uses already, got "
+                    f"{who}: address must be None or {used!r}, the Ray that this process uses already, got "
                     f"{address!r}. Call ray.shutdown() first to use another."
                 )
             yield
@@ -73,7 +73,7 @@ def connected(address: str | None) -> Iterator[None]:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise ConnectionError(
-                f"rerank_dataset: address must be that of a running Ray, got {address!r}: {error}. Start one with `ray "
+                f"{who}: address must be that of a running Ray, got {address!r}: {error}. Start one with `ray "
                 f"start --head`, or give 'local' for one of our own."
             ) from error
         try:
@@ -88,13 +88,14 @@ def nodes() -> list[Node]:
     return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in alive]
 
 
-def share(machines: Sequence[Node], number: int | None, *, gpu: bool) -> Workers:
+def share(machines: Sequence[Node], number: int | None, *, gpu: bool, who: str = "rerank_dataset") -> Workers:
     """Shares machines out among equal workers, each of which is on one machine.
 
     Args:
         machines: The machines of the cluster.
         number: Number of workers; default: one per GPU or, without GPUs, one per machine.
         gpu: Whether workers may use GPUs; if so, and if there are any, each gets one.
+        who: The function that messages name.
 
     Raises:
         ValueError: The machines do not have enough cores or GPUs.
@@ -109,7 +110,7 @@ def share(machines: Sequence[Node], number: int | None, *, gpu: bool) -> Workers
     most = sum(min(machine.cpus, machine.gpus) if gpus else machine.cpus for machine in machines)
     what, else_ = ("GPUs, each with a core", "use the CPUs with device='cpu'") if gpus else ("cores", "add machines")
     raise ValueError(
-        f"rerank_dataset: num_workers must be from 1 to {most}, as many as Ray has {what}, got {number}. Ask for "
+        f"{who}: num_workers must be from 1 to {most}, as many as Ray has {what}, got {number}. Ask for "
         f"fewer, or {else_}."
     )
 
@@ -133,14 +134,14 @@ def silence() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def import_ray() -> Any:
+def import_ray(who: str = "rerank_dataset") -> Any:
     """Imports Ray with Ray Data.
 
     Raises:
         ImportError: One of them is not installed.
     """
-    ray = require("ray", "rerank_dataset")
-    require("ray.data", "rerank_dataset")
+    ray = require("ray", who)
+    require("ray.data", who)
     return ray
 
 

@@ -133,7 +133,8 @@ def estimate_rerank(
     if not is_whole(sample, least=1):
         raise ValueError(f"estimate_rerank: sample must be at least 1 query, got {sample!r}.")
     path = Path(output).expanduser().absolute()
-    with connected(address), planned(run, model, path, text, topics, depth, None, num_workers) as plan:
+    who = "estimate_rerank"
+    with connected(address, who), planned(run, model, path, text, topics, depth, None, num_workers, who) as plan:
         rows = _sample(plan, sample)
         measured: list[dict[str, float]] = list(over_workers(Sampler, plan.job, rows, plan.workers))
     pairs = sum(one["pairs"] for one in measured)

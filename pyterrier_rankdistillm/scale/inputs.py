@@ -31,7 +31,7 @@ _COLUMNS = ("qid", "query_id", "docno", "doc_id", "docid", "score", "rank", "que
 _BATCH = 100_000  # rows of a Ray dataset that are written together
 
 
-def reranker_of(model: Model) -> MonoElectraReRanker:
+def reranker_of(model: Model, who: str) -> MonoElectraReRanker:
     """The re-ranker as workers can open it: on whatever device they have, without a progress bar, by absolute path.
 
     Raises:
@@ -40,7 +40,7 @@ def reranker_of(model: Model) -> MonoElectraReRanker:
     reranker = model if isinstance(model, MonoElectraReRanker) else MonoElectraReRanker(model)
     if str(reranker.device) not in ("None", "cpu", "cuda"):
         raise ValueError(
-            f"rerank_dataset: device of the re-ranker must be None, 'cpu' or 'cuda', got {str(reranker.device)!r}. "
+            f"{who}: device of the re-ranker must be None, 'cpu' or 'cuda', got {str(reranker.device)!r}. "
             f"Which GPU a worker has is Ray's to say."
         )
     where = reranker.model
@@ -49,7 +49,7 @@ def reranker_of(model: Model) -> MonoElectraReRanker:
     return reranker.clone(model=where, verbose=False, text_field="text")
 
 
-def run_file_of(run: RayRun, folder: Path) -> Path:
+def run_file_of(run: RayRun, folder: Path, who: str) -> Path:
     """The file of a run.
 
     A Ray dataset or a frame becomes one, ``run.parquet`` in ``folder``; a Ray dataset is sorted by Ray, so that a
@@ -64,8 +64,8 @@ def run_file_of(run: RayRun, folder: Path) -> Path:
         ray = import_ray()
         if isinstance(run, ray.data.Dataset):
             with silence():
-                return _written(run, folder / "run.parquet")
-    given = run_of(run, who="rerank_dataset", accepted=f"{RUN}, or a Ray dataset")
+                return _written(run, folder / "run.parquet", who)
+    given = run_of(run, who=who, accepted=f"{RUN}, or a Ray dataset")
     if given.file is not None:
         return given.file.absolute()
     frame = given.frame()
@@ -81,13 +81,13 @@ def rankings_of(file: Path, folder: Path) -> Rankings:
     return Rankings.from_file(file, folder=None if beside else folder)
 
 
-def text_of(text: Texts, folder: Path) -> pt.Transformer:
+def text_of(text: Texts, folder: Path, who: str) -> pt.Transformer:
     """Where texts come from, as workers open it; opened once here, since this is where faults can be told.
 
     Raises:
         TypeError, KeyError, ValueError: As ``runs.add_text``.
     """
-    return texts_of(text, who="rerank_dataset", folder=folder)
+    return texts_of(text, who=who, folder=folder)
 
 
 def named(text: pt.Transformer) -> Any:
@@ -97,7 +97,7 @@ def named(text: pt.Transformer) -> Any:
     return text.dataset if isinstance(text, TextLoader) else describe(text)
 
 
-def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, given: Any) -> list[str]:
+def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, given: Any, who: str) -> list[str]:
     """The queries of a run, in ``order``.
 
     Args:
@@ -105,6 +105,7 @@ def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, give
         order: Places in it.
         topics: Where they come from; None for the run itself, or where the texts come from if the run has none.
         given: Where texts come from, as the user said it.
+        who: The function that messages name.
 
     Raises:
         KeyError: A qid has no query.
@@ -117,23 +118,23 @@ def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, give
     if topics is None:
         if not isinstance(given, str | pt.datasets.Dataset) or names_a_file(given):
             raise InputError(
-                "rerank_dataset",
+                who,
                 f"topics must be given, since the run has no column query and {described(given)} no topics. Give "
                 f"{TOPICS}.",
             )
         topics = given
     asked = pd.DataFrame({"qid": [qids[position] for position in order]})
-    found_topics = topics_of(topics, who="rerank_dataset", missing="drop")
+    found_topics = topics_of(topics, who=who, missing="drop")
     joined: list[str] = join_queries(asked, found_topics)["query"].tolist()
     return joined
 
 
-def _written(dataset: Any, target: Path) -> Path:
+def _written(dataset: Any, target: Path, who: str) -> Path:
     names = dataset.schema().names
     columns = [name for name in _COLUMNS if name in names]
     missing = [ids[0] for ids in (_COLUMNS[:2], _COLUMNS[2:5], ("score",)) if not set(ids) & set(columns)]
     if missing:
-        raise ValueError(f"rerank_dataset: the Ray dataset has no column {', '.join(missing)}, but {', '.join(names)}.")
+        raise ValueError(f"{who}: the Ray dataset has no column {', '.join(missing)}, but {', '.join(names)}.")
     ids = [next(name for name in columns if name in group) for group in (_COLUMNS[:2], _COLUMNS[2:5])]
     parquet = import_module("pyarrow.parquet")
     rows = dataset.select_columns(columns).sort(ids).iter_batches(batch_size=_BATCH, batch_format="pyarrow")
@@ -143,6 +144,6 @@ def _written(dataset: Any, target: Path) -> Path:
             sink = sink or parquet.ParquetWriter(scratch, table.schema)
             sink.write_table(table)
         if sink is None:
-            raise ValueError("rerank_dataset: the Ray dataset has no rows.")
+            raise ValueError(f"{who}: the Ray dataset has no rows.")
         sink.close()
     return target

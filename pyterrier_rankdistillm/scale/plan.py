@@ -71,6 +71,7 @@ def planned(
     depth: int | None,
     shard_size: int | None,
     num_workers: int | None,
+    who: str,
 ) -> Iterator[Plan]:
     """The plan for ``rerank_dataset``, with the same arguments. An error before the work begins leaves no files.
 
@@ -79,19 +80,19 @@ def planned(
     """
     for name, value in (("depth", depth), ("shard_size", shard_size), ("num_workers", num_workers)):
         if value is not None and not is_whole(value, least=1):
-            raise ValueError(f"rerank_dataset: {name} must be None or at least 1, got {value!r}.")
+            raise ValueError(f"{who}: {name} must be None or at least 1, got {value!r}.")
     depth, shard_size, num_workers = whole(depth), whole(shard_size), whole(num_workers)
     check_target(path)  # before days of work
     folder = folder_of(path)
     try:
-        reranker = reranker_of(model)
-        workers = share(nodes(), num_workers, gpu=str(reranker.device) != "cpu")
-        file = run_file_of(run, folder)
+        reranker = reranker_of(model, who)
+        workers = share(nodes(), num_workers, gpu=str(reranker.device) != "cpu", who=who)
+        file = run_file_of(run, folder, who)
         rankings = rankings_of(file, folder)
         qids = list(rankings.qids[:])
         order = sorted(range(len(qids)), key=qids.__getitem__)  # the order of transform's result
-        found = text_of(text, folder)
-        queries = queries_of(rankings, order, topics, text)
+        found = text_of(text, folder, who)
+        queries = queries_of(rankings, order, topics, text, who)
         asked = pd.DataFrame({"qid": [qids[n] for n in order], "query": queries, "position": order})
         identity = model_identity(reranker.clone(device="cpu"))  # the driver need not have a GPU
         if not isinstance(reranker.model, Checkpoint):

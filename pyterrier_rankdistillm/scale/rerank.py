@@ -82,7 +82,8 @@ def rerank_dataset(
         ImportError: Ray Data is not installed.
     """
     path = Path(output).expanduser().absolute()
-    with connected(address), planned(run, model, path, text, topics, depth, shard_size, num_workers) as plan:
+    who = "rerank_dataset"
+    with connected(address, who), planned(run, model, path, text, topics, depth, shard_size, num_workers, who) as plan:
         done = completed(path, plan.settings)
         if done is not None:
             return MadeRun(path, done)

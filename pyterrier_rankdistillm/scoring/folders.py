@@ -26,7 +26,7 @@ def demo_folder() -> Path:
 
 
 def locate(
-    model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
+    model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False, who: str = ""
 ) -> tuple[Path, str | None]:
     """The folder of a checkpoint, downloaded from the hub if needed, and its commit there.
 
@@ -41,7 +41,9 @@ def locate(
             raise CheckpointError(f"revision={revision!r} was given, but {model} is a folder. Drop the revision.")
         return folder, None
     if looks_like_path(model):
-        raise CheckpointError(f"{model} is no folder. Give a checkpoint's folder, a hub id or {DEMO!r}.")
+        raise CheckpointError(
+            f"{who + ': ' if who else ''}{model} is no folder. Give a checkpoint's folder, a hub id or {DEMO!r}."
+        )
     return _download(str(model), revision, local_files_only)
 
 

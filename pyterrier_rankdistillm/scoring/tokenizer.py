@@ -49,7 +49,8 @@ class Lengths:
             raise ValueError(
                 f"query_length + doc_length must be at most {self.pair - SPECIAL_TOKENS} tokens (the encoder has "
                 f"{self.pair} positions, {SPECIAL_TOKENS} go to special tokens), got {self.query} + {self.doc}. "
-                f"Lower one of them, or split long documents with pt.text.sliding()."
+                f"Lower one of them, or split long documents with "
+                f"pt.text.sliding(text_attr='text', prepend_attr=None)."
             )
 
     def cut_pair(self, query_tokens: int, doc_tokens: int) -> tuple[int, int]:

@@ -62,7 +62,7 @@ class Problems:
         try:
             return make()
         except InputError as error:
-            self.faults.append(f"{error.fact[0].upper()}{error.fact[1:]}")
+            self.faults.append(error.fact)
         return None
 
     def add(self, what: str) -> None:
@@ -343,7 +343,10 @@ def _from_run(
         return _Found(rankings, stated, texts, run)
     topics = run.dataset if topics is None else topics
     if topics is None or (isinstance(topics, pd.DataFrame) and "query" not in topics.columns):
-        problems.add("With run=, queries are needed: give topics with the columns qid and query.")
+        problems.add(
+            "With run=, queries are needed: give topics with the columns qid and query (the run is neither published "
+            "nor named after its dataset)."
+        )
         return _Found(None, {}, texts, run)
     given = topics
     asked = problems.read(lambda: topics_of(given, who=problems.who, missing="drop"))
@@ -431,7 +434,8 @@ def _asked(teacher: pt.Transformer, problems: Problems, settings: Settings, foun
                 problems.who,
                 "the teacher",
                 "the teacher's ranking",
-                "A teacher must rank just the documents that it is given. Mend it, or leave such queries out with "
+                "A teacher must be a re-ranker: it ranks just the documents that it is given. "
+                "Mend it, or leave such queries out with "
                 "on_unusable='skip'.",
             ),
             depth=settings.depth or int(frame.groupby("qid").size().max()),

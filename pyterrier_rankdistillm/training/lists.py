@@ -39,7 +39,7 @@ class TrainingList:
     targets: Mapping[Kind, NDArray[np.float32]]
 
 
-class MissingTextError(LookupError):
+class MissingTextError(KeyError):
     """Documents that have no text.
 
     Args:
@@ -47,7 +47,7 @@ class MissingTextError(LookupError):
     """
 
     def __init__(self, docnos: Collection[str]) -> None:
-        super().__init__(docnos)
+        super().__init__(f"There is no text of document {min(docnos)!r}.")
         self.docnos = set(docnos)
 
 

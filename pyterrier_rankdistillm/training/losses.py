@@ -535,7 +535,7 @@ def _read_term(spec: object) -> tuple[Term | None, list[str]]:
     options = {**spec}
     name, weight = options.pop("name", None), options.pop("weight", 1.0)
     if not isinstance(name, str) or name not in LOSSES:
-        return None, [f"name must be one of {', '.join(LOSSES)}, got {name!r}."]
+        return None, [f"name of a loss must be one of {', '.join(LOSSES)}, got {name!r}."]
     problems = []
     if not _is_positive(weight):
         problems.append(f"weight of {name} must be a number above 0, got {weight!r}. Leave out what counts 0.")

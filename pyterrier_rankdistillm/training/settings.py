@@ -347,7 +347,7 @@ _ELSEWHERE = {
 def no_setting(name: str) -> str:
     """What to say of a setting that there is not, with what was probably meant."""
     known = [f.name for f in dataclasses.fields(Settings)]
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     meant = _ELSEWHERE.get(name) or (close[0] if close else None)
     if meant:
         return f"there is no setting {name!r}. Did you mean {meant}?"

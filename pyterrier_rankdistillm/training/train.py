@@ -26,6 +26,7 @@ from .record import Training
 from .settings import Settings, Stage
 from .validation import Validation
 
+_WHO: dict[Stage, str] = {"finetune": "FineTuning", "distill": "Distillation"}
 _RECORD = "training.json"
 _FREE = ("resume", "verbose", "device", "memory_tokens", "batch_tokens", "tensorboard", "folder", "log_every")
 """Settings that may change when a training is resumed: they do not change its outcome."""
@@ -75,6 +76,8 @@ def train(
         total=steps * settings.batch_size,
         seed=settings.seed,
         drop_near_duplicates=settings.drop_near_duplicates,
+        on_unusable=settings.on_unusable,
+        who=_WHO[stage],
     )
     encoder = checkpoint.encoder.copy(settings.dropout)
 

@@ -15,6 +15,7 @@ from ..reranker import MonoElectraReRanker, TruncationWarning
 from ..runs.frames import subsample
 from ..runs.given import Door, Qrels, Texts, checked_run, contradiction, qrels_of, texts_of
 from ..runs.text import join_text
+from .data import Problems
 from .settings import Settings
 
 
@@ -61,11 +62,17 @@ class Validation:
                 faults.append(f"The validation results have no column {', '.join(lacking)}.")
         if faults or run is None or qrels is None:
             raise TrainingDataError(f"{who}: " + " ".join(faults))
-        qrels = qrels_of(qrels, who=who, argument="qrels_va")
-        run = checked_run(run, Door(who, "topics_or_res_va", "the first stage's results as a frame"))
-        odd = contradiction(run)
-        if odd is not None:  # what it is compared with is the first stage's own order
-            raise TrainingDataError(f"{who}: topics_or_res_va {odd}")
+        problems = Problems(who)
+        given, found = qrels, run
+        labels = problems.read(lambda: qrels_of(given, who=who, argument="qrels_va"))
+        door = Door(who, "topics_or_res_va", "the first stage's results as a frame")
+        checked = problems.read(lambda: checked_run(found, door))
+        odd = None if checked is None else contradiction(checked)
+        if odd is not None:  # what the student is compared with is the first stage's own order
+            problems.add(f"topics_or_res_va {odd}")
+        if problems.faults or labels is None or checked is None:
+            raise TrainingDataError(f"{who}: " + " ".join(problems.faults))
+        qrels, run = labels, checked
         judged = set(qrels["qid"])
         run = run[run["qid"].isin(judged)]
         if run.empty:
