@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -167,6 +168,17 @@ def test_user_input_is_not_checked_by_assert(file: Path) -> None:
 
 def test_types_are_marked_as_shipped() -> None:
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_the_weights_have_a_licence_of_their_own() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["license"] == "Apache-2.0 AND LicenseRef-MS-MARCO-research-use"
+    assert project["license-files"] == ["LICENSE", f"{PACKAGE.name}/demo/checkpoint/LICENSE"]
+    assert (PACKAGE / "demo" / "checkpoint" / "LICENSE").is_file()
+    card = (PACKAGE / "demo" / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: other\n")
+    assert project["urls"]
+    assert "Development Status :: 4 - Beta" in project["classifiers"]
 
 
 def test_version_is_the_metadata_s() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import io
 import itertools
 import json
@@ -30,7 +29,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import RunFileError
-from ..extras import require
+from ..extras import is_installed, require
 from .atomic import check_writable, replacing
 from .frames import deduplicate
 from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
@@ -370,7 +369,7 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
 
     For other lines it returns None; the other parser then reads them, or says what is wrong.
     """
-    if importlib.util.find_spec("pyarrow") is None:
+    if not is_installed("pyarrow"):
         return None
     if _NOT_PLAIN.search(block):
         return None
@@ -380,7 +379,8 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
     try:
         table = csv_reader.read_csv(
             pa.BufferReader(block),
-            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=_BLOCK),
+            # All in one block: Arrow's threads can hang where a line is longer than a block.
+            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=len(block)),
             parse_options=csv_reader.ParseOptions(delimiter=separator, quote_char=False),
             convert_options=csv_reader.ConvertOptions(column_types=kinds, null_values=[]),
         )

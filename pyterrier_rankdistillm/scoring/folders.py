@@ -21,6 +21,11 @@ DEMO = "rankdistillm:demo"
 """The name of the checkpoint that ships with the package."""
 
 
+def demo_folder() -> Path:
+    """The folder of the checkpoint that ships with the package."""
+    return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint"))
+
+
 def locate(
     model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False, who: str = ""
 ) -> tuple[Path, str | None]:
@@ -30,7 +35,7 @@ def locate(
         CheckpointError: There is no such folder, or it cannot be downloaded from the hub.
     """
     if model == DEMO:
-        return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint")), None
+        return demo_folder(), None
     folder = Path(model).expanduser()
     if not folder.is_dir():
         sweep(folder.absolute())  # a save that was killed where folders cannot be exchanged in one step

@@ -31,7 +31,7 @@ from .train import train
 from .validation import Validation
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing since Python 3.11
+    from typing import Self
 
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 
@@ -62,6 +62,9 @@ class _StudentEstimator(pt.Estimator):
         self.recipe = recipe
         self.text = text
         self.settings = Settings.of(self.stage, recipe, who=who, **settings)
+        check_installed("accelerate", who)
+        if self.settings.tensorboard:
+            check_installed("tensorboard", f"{who} with tensorboard=True")
         self._changes = settings
         self._forget()
 
@@ -303,6 +306,7 @@ class FineTuning(_StudentEstimator):
 
     Raises:
         ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
+        ImportError: accelerate (the extra ``train``) is not installed, or with ``tensorboard=True`` TensorBoard.
 
     Method: Gao et al., Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, ECIR 2021,
     https://arxiv.org/abs/2101.08751, as used by Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -342,6 +346,7 @@ class Distillation(_StudentEstimator):
 
     Raises:
         ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
+        ImportError: accelerate (the extra ``train``) is not installed, or with ``tensorboard=True`` TensorBoard.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
