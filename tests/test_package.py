@@ -200,6 +200,8 @@ def messages_passed_on(file: Path) -> list[int]:
         if not caught & OURS:
             continue
         for node in ast.walk(handler):
+            if isinstance(node, ast.Attribute) and node.attr in ("removeprefix", "partition", "split"):
+                lines.append(node.lineno)  # a message is cut
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 told = [n for argument in node.exc.args for n in ast.walk(argument)]
                 if any(isinstance(n, ast.Name) and n.id == handler.name for n in told):
@@ -212,5 +214,4 @@ def test_a_message_has_one_author(file: Path) -> None:
     """Nobody cuts the message of another function, or puts a name before it: low rooms are told who asks."""
     assert messages_passed_on(file) == []
     text = file.read_text(encoding="utf-8")
-    assert ".removeprefix(" not in re.sub(r"\.removeprefix\((PREFIX|\"irds:\"|\"-\"|\"bytes\")\)", "", text)
     assert not re.search(r"in str\((error|caught)\)(?![.])", text)  # no word of a message is program logic
