@@ -1,8 +1,8 @@
 """What rank_llm writes: an LLM's rankings as JSON, one result per query, with ``query`` and ``candidates``.
 
 Its other output, TREC files, is read as any run is. Ranks are the places among the candidates. The scores are those
-that rank_llm writes: for listwise models the first stage's, handed out in the new order, which are no margins (read such
-runs with ``order="rank"``).
+that rank_llm writes: for listwise models the first stage's, handed out in the new order, which are no margins (read
+such runs with ``order="rank"``).
 """
 
 from __future__ import annotations
