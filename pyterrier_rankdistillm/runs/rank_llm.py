@@ -71,7 +71,7 @@ def _results(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[str,
                 yield f"{name}, result {place}", result
             return
         yield f"{name}, line {number}", json.loads(head)
-        for number, line in numbered:  # noqa: B007  (for the message)
+        for number, line in numbered:
             yield f"{name}, line {number}", json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RunFileError(f"{name}, line {number}: not valid JSON: {error}.") from error
