@@ -131,6 +131,7 @@ def train(
         best_step=best,
         steps=trainer.state.global_step,
         seconds=time.monotonic() - started,
+        about=sourced.about,
         notes=() if claim is None else claim.notes,
     )
     if trainer.is_world_process_zero():
