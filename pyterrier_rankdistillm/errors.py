@@ -13,6 +13,7 @@
     ├── TrainingDataError (ValueError)   data cannot be trained on
     ├── ReproductionError (ValueError)   nothing of a table could be run
     ├── DownloadError (OSError)          a file could not be downloaded from any source
+    ├── InUseError (OSError)             another process is doing the same work
     └── WorkerError (ChildProcessError)  workers of Ray died
 """
 
@@ -79,5 +80,9 @@ class DownloadError(RankDistillmError, OSError):
     """The file could not be downloaded from any source; the message says why for each of them."""
 
 
+class InUseError(RankDistillmError, OSError):
+    """Another process (or another thread of this one) is at the same work; the message says which, and since when."""
+
+
 class WorkerError(RankDistillmError, ChildProcessError):
-    """Workers died several times; the message names the shard that killed them."""
+    """Workers died several times, or gave no sign of life; the message names the shard, or says what to check."""

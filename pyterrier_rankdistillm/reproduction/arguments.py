@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pyterrier as pt
 from ir_measures import Measure
 
 from ..checks import is_whole, whole
-from ..extras import missing
+from ..extras import is_installed, missing
 from ..runs.given import GivenRun
 from .catalogue import DEPTH, FIRST_STAGE, Table
 from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
@@ -114,7 +113,7 @@ class Arguments:
         for part in self.reuse:
             if part not in self.reusable:
                 yield f"reuse must name what an error printed, of {', '.join(self.reusable)}, got {part!r}."
-        if self.folder is not None and importlib.util.find_spec("pyarrow") is None:
+        if self.folder is not None and not is_installed("pyarrow"):
             yield str(missing("pyarrow", "folder"))
 
 

@@ -17,6 +17,7 @@ import pyterrier as pt
 from ir_measures import Measure, nDCG
 
 from ..errors import ReproductionError
+from ..locks import hold, lock_in
 from ..runs.given import GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of
 from ..runs.records import hardware, versions
 from . import tasks as task_data
@@ -97,6 +98,7 @@ def reproduce(
         ReproductionError: Nothing could be run; the message says what to do for each task. Or a system omits, repeats
             or adds documents, or gives scores that are not numbers.
         KeptWorkError: ``folder`` holds runs of other work. All are named, before anything is run.
+        InUseError: Another process works in ``folder``.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
@@ -122,10 +124,12 @@ def reproduce(
     stages = task_data.first_stages(first_stage, chosen)
     task_data.check_sources(stages, arguments)
     with ExitStack() as stack:
+        if arguments.folder is not None:
+            stack.enter_context(hold(lock_in(arguments.folder), f"reproduce: folder {arguments.folder}"))
         scratch = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         result = _Reproducing(arguments, Systems(arguments, scratch / "runs")).run(stages)
-    if arguments.folder is not None:
-        result.save(arguments.folder)
+        if arguments.folder is not None:
+            result.save(arguments.folder)
     return result
 
 

@@ -19,6 +19,7 @@ import pyterrier as pt
 
 from ..checks import is_whole, whole
 from ..errors import RankingError
+from ..locks import hold, lock_of
 from .files import check_target
 from .given import Door, GivenRun, MappedRun, Ranker, Run, Topics, first_stage_of, ids_of, ranker_of, read, topics_of
 from .kept import Record, Work, check_reuse, made_at
@@ -151,6 +152,7 @@ def make_teacher_run(
     Raises:
         RankingError: A faulty ranking; the shards finished so far stay.
         KeptWorkError: ``output`` or ``{output}.shards`` belongs to other work.
+        InUseError: Another process makes this run.
     """
     who = _TEACHER.caller
     asked = topics_of(topics, who=who)
@@ -160,10 +162,11 @@ def make_teacher_run(
     stage = first_stage_of(first_stage, who=who)
     _check(depth, shard_size, on_fault)
     about = _as_json({"model": model, "revision": revision, "settings": dict(settings or {})})
-    return make_run(
-        ranker, stage, asked, output, roles=_TEACHER, depth=depth, shard_size=shard_size, seed=seed,
-        about=about, on_fault=on_fault, reuse=reuse, verbose=verbose,
-    )  # fmt: skip
+    with hold(lock_of(output), f"{who}: {os.fspath(output)}"):
+        return make_run(
+            ranker, stage, asked, output, roles=_TEACHER, depth=depth, shard_size=shard_size, seed=seed,
+            about=about, on_fault=on_fault, reuse=reuse, verbose=verbose,
+        )  # fmt: skip
 
 
 def make_run(

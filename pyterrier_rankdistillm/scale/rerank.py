@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyterrier as pt
 
+from ..locks import hold, lock_of
 from ..runs.given import Texts, Topics
 from ..runs.kept import made_at
 from ..runs.making import Kept, MadeRun
@@ -81,13 +82,15 @@ def rerank_dataset(
     Raises:
         ValueError, KeyError: As from ``runs`` and ``MonoElectra``: the run is malformed, queries or texts are missing,
             or scores are not finite; or there are more workers than Ray has room for.
-        WorkerError: A shard killed its worker several times.
+        WorkerError: A shard killed its worker several times, or no worker gave a sign of life for ten minutes.
         KeptWorkError: ``output`` or ``{output}.shards`` belongs to other work.
+        InUseError: Another process makes this run.
         ImportError: Ray Data is not installed.
     """
     path = Path(output).expanduser().absolute()
     who = "rerank_dataset"
     with (
+        hold(lock_of(path), f"{who}: {path}"),
         connected(address, who),
         planned(run, model, path, text, topics, depth, shard_size, num_workers, who, reuse) as plan,
     ):
@@ -104,7 +107,7 @@ def rerank_dataset(
             rows = [plan.row(shard) for shard in pending]
             folder = ShardFolder(shards.folder, shards.suffix)
             try:
-                for queries in over_workers(ReRanker, plan.job, rows, plan.workers, folder=folder):
+                for queries in over_workers(ReRanker, plan.job, rows, plan.workers, shards.folder, folder=folder):
                     bar.update(queries)
             finally:
                 shards.ended(("text",))

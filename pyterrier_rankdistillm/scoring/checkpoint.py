@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..errors import CheckpointError
+from ..scratch import replacing_folder
 from .encoder import CrossEncoder
 from .folders import locate, read_config, read_weights
 from .formats import build_encoder, lengths_of
@@ -93,7 +93,8 @@ class Checkpoint:
         """Writes the checkpoint so that this package, Lightning IR (0.0.6) and the hub can open it.
 
         Linear heads are written in Lightning IR's format. Classification heads, which that format cannot hold, are
-        written as ``ElectraForSequenceClassification``. The folder is written atomically.
+        written as ``ElectraForSequenceClassification``. At any moment the folder is
+        the old one or the new one, complete.
 
         Args:
             folder: The folder to write. It must not exist, be empty, or hold a checkpoint, which is replaced.
@@ -110,14 +111,8 @@ class Checkpoint:
             target.is_dir() and (not any(target.iterdir()) or (target / "config.json").exists())
         ):
             raise FileExistsError(f"{target} exists and is no checkpoint folder. Choose another folder, or remove it.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-            staged = Path(scratch) / "checkpoint"
-            staged.mkdir()
-            self._write(staged, model_card or self._model_card())
-            if target.exists():
-                target.rename(Path(scratch) / "replaced")
-            staged.rename(target)
+        with replacing_folder(target) as new:
+            self._write(new, model_card or self._model_card())
         return target
 
     def _write(self, folder: Path, model_card: str) -> None:

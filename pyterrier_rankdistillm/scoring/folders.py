@@ -15,9 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..scratch import sweep
 
 DEMO = "rankdistillm:demo"
 """The name of the checkpoint that ships with the package."""
+
+
+def demo_folder() -> Path:
+    """The folder of the checkpoint that ships with the package."""
+    return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint"))
 
 
 def locate(
@@ -29,8 +35,10 @@ def locate(
         CheckpointError: There is no such folder, or it cannot be downloaded from the hub.
     """
     if model == DEMO:
-        return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint")), None
+        return demo_folder(), None
     folder = Path(model).expanduser()
+    if not folder.is_dir():
+        sweep(folder.absolute())  # a save that was killed where folders cannot be exchanged in one step
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"revision={revision!r} was given, but {model} is a folder. Drop the revision.")

@@ -17,12 +17,13 @@ import pandas as pd
 import pyterrier as pt
 
 from ..extras import check_installed
+from ..locks import hold, lock_in
 from ..reranker import MonoElectraReRanker, ranked
 from ..runs.given import Door, GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of, texts_of
 from ..runs.text import join_text
 from ..scoring.checkpoint import Checkpoint
 from .data import Sourced, labelled_data, taught_data
-from .launch import processes
+from .launch import is_main_process, processes
 from .losses import Losses
 from .record import Training
 from .settings import Settings, Stage
@@ -30,7 +31,7 @@ from .train import train
 from .validation import Validation
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing since Python 3.11
+    from typing import Self
 
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 
@@ -61,6 +62,9 @@ class _StudentEstimator(pt.Estimator):
         self.recipe = recipe
         self.text = text
         self.settings = Settings.of(self.stage, recipe, who=who, **settings)
+        check_installed("accelerate", who)
+        if self.settings.tensorboard:
+            check_installed("tensorboard", f"{who} with tensorboard=True")
         self._changes = settings
         self._forget()
 
@@ -100,7 +104,25 @@ class _StudentEstimator(pt.Estimator):
             KeptWorkError: ``folder`` holds another training, or another teacher's run.
             TrainingDataError: The data cannot be trained on. The message lists all problems.
             CheckpointError: The student cannot be opened.
+            InUseError: Another process trains in the settings' folder.
         """
+        with ExitStack() as stack:
+            folder = self.settings.folder
+            if folder is not None and is_main_process():
+                stack.enter_context(hold(lock_in(folder), f"{type(self).__name__}: folder {os.fspath(folder)}"))
+            self._fit(topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, run=run, text=text, reuse=reuse)
+
+    def _fit(
+        self,
+        topics_or_res_tr: Topics | None,
+        qrels_tr: Qrels | None,
+        topics_or_res_va: pd.DataFrame | None,
+        qrels_va: Qrels | None,
+        *,
+        run: Run | GivenRun | None,
+        text: Texts | None,
+        reuse: Collection[str],
+    ) -> None:
         who = type(self).__name__
         check_installed("accelerate", f"{who}.fit")
         if self.settings.tensorboard:
@@ -284,6 +306,7 @@ class FineTuning(_StudentEstimator):
 
     Raises:
         ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
+        ImportError: accelerate (the extra ``train``) is not installed, or with ``tensorboard=True`` TensorBoard.
 
     Method: Gao et al., Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, ECIR 2021,
     https://arxiv.org/abs/2101.08751, as used by Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -323,6 +346,7 @@ class Distillation(_StudentEstimator):
 
     Raises:
         ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
+        ImportError: accelerate (the extra ``train``) is not installed, or with ``tensorboard=True`` TensorBoard.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """

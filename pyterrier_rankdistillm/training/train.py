@@ -64,7 +64,7 @@ def train(
         FloatingPointError: The loss became infinite or NaN.
     """
     check_installed("accelerate", "Training")
-    from .callbacks import MEASURE, last_checkpoint, step_of, stopped_early
+    from .callbacks import MEASURE, discard_newer, last_checkpoint, step_of, stopped_early
     from .trainer import ListwiseTrainer, quiet, resolved_dtype  # imports most of transformers
 
     data = sourced.data
@@ -109,10 +109,14 @@ def train(
         folder=folder,
         steps=steps,
         validate=None if validation is None else measure,
+        resumed=resumed is not None,
     )
     claim = None
     if settings.folder is not None and trainer.is_world_process_zero():
+        continued = settings.resume and (folder / _RECORD).is_file()
         claim = _Claim(folder, stage, checkpoint, settings, data, validation, reuse)
+        if continued:
+            discard_newer(folder, resumed)
     started = time.monotonic()
     try:
         with quiet():

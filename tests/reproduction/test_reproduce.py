@@ -453,6 +453,7 @@ def test_corpora_that_are_missing_are_listed_and_the_rest_runs() -> None:
     assert "27" not in str(result.agrees)
 
 
+@pytest.mark.slow
 def test_all_corpora_make_the_paper_s_means() -> None:
     rankings = {"cranfield": "xa", "vaswani": "xya"}
     given = joined(*(corpus(name, rankings.get(name, "ax"), qid=str(n)) for n, name in enumerate(names(), start=1)))

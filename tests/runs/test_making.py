@@ -179,6 +179,7 @@ test_making.make(Path(sys.argv[3]), teacher, shard_size=1)
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_still_ends_the_same(tmp_path: Path) -> None:
     whole = make(tmp_path / "whole.run.gz", shard_size=1)
     output = tmp_path / "part.run.gz"
@@ -188,7 +189,9 @@ def test_killed_again_and_again_it_still_ends_the_same(tmp_path: Path) -> None:
     for finished in (1, 4):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
+            end = time.monotonic() + 120
             while len(list(tmp_path.glob("*.shards/0*.json"))) < finished and process.poll() is None:
+                assert time.monotonic() < end
                 time.sleep(0.005)
             time.sleep(0.05)
         finally:
@@ -199,7 +202,9 @@ def test_killed_again_and_again_it_still_ends_the_same(tmp_path: Path) -> None:
     assert output.read_bytes() == whole.path.read_bytes()
 
 
-@pytest.mark.parametrize("step", range(1, 42, 2))
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=[] if step % 8 == 1 else pytest.mark.slow) for step in range(1, 42, 2)]
+)
 def test_stopping_at_any_change_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Every rename or deletion is a moment at which the process may vanish."""
     whole = make(tmp_path / "whole.run")
