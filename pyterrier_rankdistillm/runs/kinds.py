@@ -123,9 +123,9 @@ def terrier_index(place: str, walk: Walk) -> Shape:
             lines = [
                 line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line[:1] != "#"
             ]
-            parts.append((file.name.removeprefix(prefix), Shape("lines", "\n".join(sorted(lines)).encode())))
+            parts.append((file.name[len(prefix) :], Shape("lines", "\n".join(sorted(lines)).encode())))
         elif file.name.startswith(prefix):
-            parts.append((file.name.removeprefix(prefix), Shape("file", walk.file(file).encode())))
+            parts.append((file.name[len(prefix) :], Shape("file", walk.file(file).encode())))
     return Shape("terrier index", parts=parts)
 
 

@@ -16,7 +16,7 @@ import pytest
 from ir_datasets.datasets.base import Dataset
 from ir_datasets.formats import BaseDocs, BaseQrels, BaseQueries, GenericDoc, GenericQuery, TrecQrel
 
-from pyterrier_rankdistillm import MonoElectra, Reproduction, cli, reproduce, runs
+from pyterrier_rankdistillm import KeptWorkError, MonoElectra, Reproduction, cli, reproduce, runs
 from pyterrier_rankdistillm.reproduction import ReproductionError
 from pyterrier_rankdistillm.reproduction.arguments import CONDENSED
 from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Table, table, tasks
@@ -232,6 +232,42 @@ def test_results_are_saved_and_read_again(tmp_path: Path) -> None:
     for name in ("cells", "comparison", "per_query", "tasks", "not_run", "table"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name), check_column_type=False)
     assert (again.provenance, again.notes, again.agrees) == (result.provenance, result.notes, result.agrees)
+
+
+def test_all_systems_are_compared_before_any_work(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def system(name: str, factor: float) -> pt.Transformer:
+        def score(row: Any) -> float:
+            asked.append(name)
+            return factor * len(row["text"])
+
+        return pt.apply.doc_score(score)
+
+    kept = {"one": system("one", 1.0), "two": system("two", 1.0), "three": system("three", 1.0)}
+    reproduce("trec-dl-2019", kept, **GIVEN, folder=tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.run.gz")}
+    asked.clear()
+    changed = {"new": Words(), "one": system("one", 1.0), "two": system("two", 2.0), "three": system("three", 3.0)}
+    with pytest.raises(KeptWorkError) as caught:
+        reproduce("trec-dl-2019", changed, **GIVEN, folder=tmp_path)
+    lines = str(caught.value).splitlines()
+    assert any("two.run.gz" in line and "systems.two.fn.closure.factor: 1.0, now 2.0" in line for line in lines)
+    assert any("three.run.gz" in line and "systems.three.fn.closure.factor: 1.0, now 3.0" in line for line in lines)
+    assert not any("systems.one" in line or "systems.new" in line for line in lines)
+    assert "reuse=['systems.two', 'systems.three']" in lines[-1]
+    assert asked == changed["new"].asked == []
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.run.gz")} == before
+
+    with pytest.raises(ValueError, match=r"reuse must name what an error printed, of .*systems.two.*, got 'two'"):
+        reproduce("trec-dl-2019", changed, **GIVEN, folder=tmp_path, reuse=["two"])
+    result = reproduce("trec-dl-2019", changed, **GIVEN, folder=tmp_path, reuse=["systems.two", "systems.three"])
+    assert asked == []
+    assert any(note.startswith("two: systems.two is not what made it (fn.closure.factor: 1.0") for note in result.notes)
+    assert any(note.startswith("one was not run again, but taken from runs/") for note in result.notes)
+    assert "systems.two is not what made it" in result.to_html()
+    reproduce("trec-dl-2019", changed, **GIVEN, folder=tmp_path)  # both go on from then
+    reproduce("trec-dl-2019", {"two": system("two", 1.0)}, **GIVEN, folder=tmp_path)
 
 
 def test_an_interrupted_reproduction_goes_on(tmp_path: Path) -> None:

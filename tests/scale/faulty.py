@@ -34,7 +34,7 @@ def text_of(docno: str) -> str:
 
 
 class Texts(pt.Transformer):
-    """The texts of the tests' run. What goes wrong is no argument, so that a mended loader is the same one.
+    """The texts of the tests' run. What goes wrong does not count, so that a mended loader is the same one.
 
     Args:
         folder: Where is noted who fetched what: a line a frame, in a file a process.
@@ -67,6 +67,9 @@ class Texts(pt.Transformer):
             (self.folder / "stopped").write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
         return inp.assign(text=[None if docno == self.missing else text_of(docno) for docno in inp["docno"]])
+
+    def results_depend_on(self) -> str:
+        return "text_of"
 
     def __repr__(self) -> str:
         return "Texts()"

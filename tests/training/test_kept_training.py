@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -55,7 +54,8 @@ def test_text_labels_loss_and_validation_count(
     again = fit()
     assert toy.same(toy.weights(first.reranker), toy.weights(again.reranker))
 
-    other_text = toy.TRAIN.assign(text=[toy.TRAIN["text"].iloc[-1], *toy.TRAIN["text"].iloc[1:]])
+    one = toy.TRAIN["docno"] == toy.TRAIN["docno"].iloc[0]
+    other_text = toy.TRAIN.assign(text=toy.TRAIN["text"].where(~one, "rain"))
     with pytest.raises(KeptWorkError, match=r"holds another training: texts.*reuse=\['texts'\]"):
         fit(other_text)
     with pytest.raises(KeptWorkError, match=r"data[.]query texts"):
@@ -79,4 +79,4 @@ def test_a_training_without_a_checkpoint_is_begun_anew(model: tiny.Tiny, tmp_pat
     for checkpoint in (tmp_path / "kept").glob("checkpoint-*"):
         checkpoint.rename(tmp_path / "away")  # as if it had been stopped before the first
     toy.distillation(model.folder, **options, seed=7).fit(toy.TRAIN, None)
-    assert np.isfinite(len(list((tmp_path / "kept").glob("checkpoint-*"))))
+    assert list((tmp_path / "kept").glob("checkpoint-*"))
