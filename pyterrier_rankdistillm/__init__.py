@@ -21,7 +21,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import reproduction, runs, scale, training
     from .reproduction import Reproduction, reproduce
-    from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
+    from .reranker import CrossEncoderReRanker, MonoElectra, MonoElectraReRanker, TruncationWarning
     from .scale import rerank_dataset
     from .scoring.checkpoint import Checkpoint
     from .training import Distillation, FineTuning
@@ -31,6 +31,7 @@ __version__ = version("pyterrier-rankdistillm")
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "CrossEncoderReRanker",
     "Distillation",
     "DownloadError",
     "FineTuning",
@@ -56,6 +57,7 @@ __all__ = [
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
 _HOME = {
     "Checkpoint": ".scoring.checkpoint",
+    "CrossEncoderReRanker": ".reranker",
     "Distillation": ".training",
     "FineTuning": ".training",
     "MonoElectra": ".reranker",

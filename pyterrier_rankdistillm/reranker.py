@@ -32,7 +32,7 @@ class TruncationWarning(UserWarning):
     """Queries or texts were longer than the model reads."""
 
 
-class MonoElectraReRanker(pt.Transformer):
+class CrossEncoderReRanker(pt.Transformer):
     """Re-ranks passages with a monoELECTRA cross-encoder: ``first_stage >> MonoElectra("webis/monoelectra-base")``.
 
     Takes a result frame with ``qid``, ``query``, ``docno`` and the text field; returns the same rows and columns with
@@ -76,11 +76,13 @@ class MonoElectraReRanker(pt.Transformer):
     """
 
     # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
-    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
+    schematic: ClassVar[dict[str, str]] = {"label": "CrossEncoder", "help_url": "https://arxiv.org/abs/2405.07920"}
+    default_model: ClassVar[str | None] = None
+    """What ``model`` is where it is not given; None: it has to be."""
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Checkpoint = "webis/monoelectra-base",
+        model: str | os.PathLike[str] | Checkpoint | None = None,
         *,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -93,7 +95,7 @@ class MonoElectraReRanker(pt.Transformer):
         activation: Activation | None = None,
         verbose: bool = False,
     ) -> None:
-        self.model = model
+        self.model = self._named(model)
         self.revision = revision
         self.local_files_only = local_files_only
         self.device = device
@@ -125,7 +127,7 @@ class MonoElectraReRanker(pt.Transformer):
         self._check_ids(inp)
         queries = self._strings(inp, "query")
         texts = self._strings(inp, self.text_field)
-        with pt.tqdm(total=len(inp), desc="MonoElectra", unit=" pairs", disable=not self.verbose) as bar:
+        with pt.tqdm(total=len(inp), desc=self.schematic["label"], unit=" pairs", disable=not self.verbose) as bar:
             scored = self.scorer.score(queries, texts, progress=bar.update)
         self._check_finite(inp, scored.scores)
         self._warn_of_cuts(scored)
@@ -146,9 +148,9 @@ class MonoElectraReRanker(pt.Transformer):
         """What turns (query, text) pairs into scores (opened on first use)."""
         return self._open()[1]
 
-    def clone(self, **changes: Any) -> MonoElectraReRanker:
+    def clone(self, **changes: Any) -> CrossEncoderReRanker:
         """A re-ranker with the same settings, but for ``changes``; open weights are shared where they are the same."""
-        twin = cast(MonoElectraReRanker, pt.inspect.transformer_apply_attributes(self, **changes))
+        twin = cast(CrossEncoderReRanker, pt.inspect.transformer_apply_attributes(self, **changes))
         if self._opened is not None and self._opened[0] == twin._opening():
             twin._opened = self._opened
         return twin
@@ -195,6 +197,16 @@ class MonoElectraReRanker(pt.Transformer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
+
+    def _named(self, model: str | os.PathLike[str] | Checkpoint | None) -> str | os.PathLike[str] | Checkpoint:
+        if model is None:
+            model = self.default_model
+        if model is None:
+            raise ValueError(
+                f"{type(self).__name__}: model must be a hub id, a folder, or an open Checkpoint, got None. Name one, "
+                f"such as 'cross-encoder/ms-marco-MiniLM-L6-v2'."
+            )
+        return model
 
     def _opening(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in _OPENING)
@@ -322,6 +334,16 @@ class MonoElectraReRanker(pt.Transformer):
         if self.activation is None:
             return scores
         return torch.sigmoid(torch.from_numpy(scores)).numpy()
+
+
+class MonoElectraReRanker(CrossEncoderReRanker):
+    """``CrossEncoderReRanker`` with the base-size monoELECTRA of Rank-DistiLLM where no model is named.
+
+    ``first_stage >> MonoElectra("webis/monoelectra-large")``.
+    """
+
+    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
+    default_model: ClassVar[str | None] = "webis/monoelectra-base"
 
 
 MonoElectra = MonoElectraReRanker

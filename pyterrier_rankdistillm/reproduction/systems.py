@@ -13,7 +13,7 @@ import pyterrier as pt
 
 from .. import runs
 from ..errors import ReproductionError
-from ..reranker import MonoElectraReRanker
+from ..reranker import CrossEncoderReRanker
 from ..runs.making import Roles, make_run
 from ..runs.records import frame_digest
 from . import tasks as task_data
@@ -137,7 +137,7 @@ class Systems:
             path = self._path(ranked.stage, ranked.task, name)
             if isinstance(system, pt.Transformer):
                 run, record = self._make(name, system, with_text, ranked.topics, path)
-                device = str(system.scorer.device) if isinstance(system, MonoElectraReRanker) else None
+                device = str(system.scorer.device) if isinstance(system, CrossEncoderReRanker) else None
                 self.made_with[name] = {**record["teacher"], "device": device}
                 about = {key: record[key] for key in ("rows", "md5", "seconds")}
             else:

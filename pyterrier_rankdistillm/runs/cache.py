@@ -17,7 +17,7 @@ from .atomic import write_json
 from .records import model_identity
 
 if TYPE_CHECKING:
-    from ..reranker import MonoElectraReRanker
+    from ..reranker import CrossEncoderReRanker
     from ..scoring.checkpoint import Checkpoint
 
 _KEY = "_text_digest"
@@ -40,18 +40,18 @@ class ScoreCache(pt.Transformer):
 
     Raises:
         ImportError: pyterrier-caching is not installed.
-        TypeError: Not a ``MonoElectraReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
+        TypeError: Not a ``CrossEncoderReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
     """
 
     schematic: ClassVar[dict[str, str | None]] = {"label": "ScoreCache", "help_url": None}
 
-    def __init__(self, reranker: MonoElectraReRanker, folder: str | os.PathLike[str]) -> None:
-        from ..reranker import MonoElectraReRanker  # loads torch, which reading and writing runs does without
+    def __init__(self, reranker: CrossEncoderReRanker, folder: str | os.PathLike[str]) -> None:
+        from ..reranker import CrossEncoderReRanker  # loads torch, which reading and writing runs does without
 
-        if not isinstance(reranker, MonoElectraReRanker):
+        if not isinstance(reranker, CrossEncoderReRanker):
             raise TypeError(
-                f"ScoreCache: reranker must be a MonoElectraReRanker, whose model it can tell, got {reranker!r}. Use "
-                f"pyterrier_caching.ScorerCache for others."
+                f"ScoreCache: reranker must be a MonoElectraReRanker or another CrossEncoderReRanker, whose model "
+                f"it can tell, got {reranker!r}. Use pyterrier_caching.ScorerCache for others."
             )
         _caching()
         self.reranker = reranker

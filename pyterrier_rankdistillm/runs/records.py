@@ -20,7 +20,7 @@ import pandas as pd
 import pyterrier as pt
 
 if TYPE_CHECKING:
-    from ..reranker import MonoElectraReRanker
+    from ..reranker import CrossEncoderReRanker
     from ..scoring.checkpoint import Checkpoint
 
 _SECRET = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?|auth)$", re.IGNORECASE)
@@ -28,7 +28,7 @@ _MODEL_NAMES = ("model_id", "model_name", "model_name_or_path", "name_or_path", 
 _DEEPEST, _LARGEST, _LONGEST = 6, 50, 1000  # levels, items, characters: what is more is only digested
 
 
-def model_identity(reranker: MonoElectraReRanker) -> dict[str, Any]:
+def model_identity(reranker: CrossEncoderReRanker) -> dict[str, Any]:
     """All that a re-ranker's scores depend on, but for the device: the model (which it opens), lengths, precision.
 
     The weights and the tokenizer count by content, so that a folder whose checkpoint was replaced is another model.
@@ -56,9 +56,9 @@ def describe(transformer: pt.Transformer) -> dict[str, Any]:
 
 
 def _described(value: Any, depth: int) -> Any:
-    from ..reranker import MonoElectraReRanker  # loads torch, which reading and writing runs does without
+    from ..reranker import CrossEncoderReRanker  # loads torch, which reading and writing runs does without
 
-    if isinstance(value, MonoElectraReRanker):
+    if isinstance(value, CrossEncoderReRanker):
         return {"class": _class_name(value), **model_identity(value)}
     if isinstance(value, pt.Transformer):
         try:

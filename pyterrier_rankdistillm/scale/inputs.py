@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pyterrier as pt
 
-from ..reranker import MonoElectraReRanker
+from ..reranker import CrossEncoderReRanker, MonoElectraReRanker
 from ..runs.atomic import replacing
 from ..runs.parquet_text import ParquetText
 from ..runs.published import fetch
@@ -25,7 +25,7 @@ Run = Any
 """A run file, the name of a published run, or a ``ray.data.Dataset``."""
 Topics = pd.DataFrame | Dataset | os.PathLike[str]
 Text = pt.Transformer | Dataset | os.PathLike[str]
-Model = MonoElectraReRanker | Checkpoint | str | os.PathLike[str]
+Model = CrossEncoderReRanker | Checkpoint | str | os.PathLike[str]
 
 _PUBLISHED = "rankdistillm:"
 _PARQUET = (".parquet", ".pq")
@@ -33,13 +33,13 @@ _COLUMNS = ("qid", "query_id", "docno", "doc_id", "docid", "score", "rank", "que
 _BATCH = 100_000  # rows of a Ray dataset that are written together
 
 
-def reranker_of(model: Model) -> MonoElectraReRanker:
+def reranker_of(model: Model) -> CrossEncoderReRanker:
     """The re-ranker as workers can open it: on whatever device they have, without a progress bar, by absolute path.
 
     Raises:
         ValueError: It names one GPU of a machine.
     """
-    reranker = model if isinstance(model, MonoElectraReRanker) else MonoElectraReRanker(model)
+    reranker = model if isinstance(model, CrossEncoderReRanker) else MonoElectraReRanker(model)
     if str(reranker.device) not in ("None", "cpu", "cuda"):
         raise ValueError(
             f"rerank_dataset: device of the re-ranker must be None, 'cpu' or 'cuda', got {str(reranker.device)!r}. "

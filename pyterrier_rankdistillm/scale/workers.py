@@ -16,7 +16,7 @@ import pyterrier as pt
 import torch
 
 from ..errors import WorkerError
-from ..reranker import MonoElectraReRanker, TruncationWarning
+from ..reranker import CrossEncoderReRanker, TruncationWarning
 from ..runs.rankings import Rankings
 from ..runs.records import versions
 from ..runs.shards import Shard, ShardFolder
@@ -38,7 +38,7 @@ class Job:
         depth: Documents a query; None for all.
     """
 
-    reranker: MonoElectraReRanker
+    reranker: CrossEncoderReRanker
     rankings: Rankings
     text: pt.Transformer | Dataset
     depth: int | None

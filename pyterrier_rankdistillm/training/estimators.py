@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from ..reranker import MonoElectraReRanker, ranked
+from ..reranker import CrossEncoderReRanker, MonoElectraReRanker, ranked
 from ..runs.text import Dataset
 from ..scoring.checkpoint import Checkpoint
 from .data import RunFile, Sourced, Teacher, labelled_data, taught_data
@@ -27,7 +27,7 @@ from .validation import Validation
 
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 
-Student = str | os.PathLike[str] | Checkpoint | MonoElectraReRanker
+Student = str | os.PathLike[str] | Checkpoint | CrossEncoderReRanker
 
 
 class _StudentEstimator(pt.Estimator):
@@ -51,7 +51,7 @@ class _StudentEstimator(pt.Estimator):
         except ValueError as error:
             raise ValueError(f"{type(self).__name__}: {error}") from None
         self._changes = settings
-        self._reranker: MonoElectraReRanker | None = None
+        self._reranker: CrossEncoderReRanker | None = None
         self._training: Training | None = None
 
     def fit(
@@ -129,7 +129,7 @@ class _StudentEstimator(pt.Estimator):
         return self._reranker.transform(inp)
 
     @property
-    def reranker(self) -> MonoElectraReRanker:
+    def reranker(self) -> CrossEncoderReRanker:
         """The trained student.
 
         Raises:
@@ -160,17 +160,17 @@ class _StudentEstimator(pt.Estimator):
         recipe = "" if self.recipe is None else f", recipe={os.fspath(self.recipe)!r}"
         return f"{type(self).__name__}({self.student!r}{recipe}{changes})"
 
-    def _template(self) -> MonoElectraReRanker:
+    def _template(self) -> CrossEncoderReRanker:
         """The settings that the trained re-ranker takes over."""
         student = self.student
         if isinstance(student, _StudentEstimator):
             return student._template()
-        return student if isinstance(student, MonoElectraReRanker) else MonoElectraReRanker(student)
+        return student if isinstance(student, CrossEncoderReRanker) else MonoElectraReRanker(student)
 
     def _student(self) -> Checkpoint:
         """The student's checkpoint, with the lengths to train with; its weights must not be changed."""
         student = self.student.reranker if isinstance(self.student, _StudentEstimator) else self.student
-        if isinstance(student, MonoElectraReRanker):
+        if isinstance(student, CrossEncoderReRanker):
             checkpoint = student.checkpoint
         elif isinstance(student, Checkpoint):
             checkpoint = student

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..extras import check_installed
-from ..reranker import MonoElectraReRanker
+from ..reranker import CrossEncoderReRanker
 from ..runs.atomic import write_json
 from ..runs.records import differences, weights_digest
 from ..scoring.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def train(
     *,
     folder: Path,
     validation: Validation | None,
-    template: MonoElectraReRanker,
+    template: CrossEncoderReRanker,
 ) -> tuple[CrossEncoder, Training]:
     """Trains a copy of a checkpoint's encoder.
 
@@ -78,7 +78,7 @@ def train(
     )
     encoder = checkpoint.encoder.copy(settings.dropout)
 
-    def watched() -> MonoElectraReRanker:
+    def watched() -> CrossEncoderReRanker:
         """The student as a re-ranker with its weights of now, which may be rearranged for scoring."""
         return template.clone(
             model=replace(checkpoint, encoder=encoder),
