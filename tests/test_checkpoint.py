@@ -15,7 +15,7 @@ import torch
 from transformers import ElectraForSequenceClassification, ElectraModel
 
 from pyterrier_rankdistillm import CheckpointError
-from pyterrier_rankdistillm.scoring import checkpoint as module
+from pyterrier_rankdistillm.scoring import writing as module
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.scorer import Scorer
 
@@ -183,9 +183,12 @@ def test_lengths_that_exceed_the_positions_are_an_error(copied: Copied) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]},
-        {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
-        {"model_type": "mono", "backbone_model_type": "bert", "architectures": ["MonoBertModel"]},
+        {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},
+        {"model_type": "t5", "architectures": ["T5ForSequenceClassification"]},
+        {"model_type": "bart", "architectures": ["BartForSequenceClassification"]},
+        {"model_type": "mono", "backbone_model_type": "t5", "architectures": ["MonoT5Model"]},
+        {"model_type": "set-encoder", "architectures": ["SetEncoderElectraModel"]},
+        {"model_type": ["electra"], "architectures": None},
         {"model_type": None, "architectures": None},
     ],
 )
@@ -193,15 +196,16 @@ def test_other_models_are_errors_that_name_them(copied: Copied, changes: dict[st
     folder = copied()
     tiny.change_config(folder, **changes)
     text = message(folder)
-    assert "is no ELECTRA checkpoint" in text
+    assert "is not a cross-encoder that this package knows" in text
     assert repr(changes["model_type"]) in text
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("pooling_strategy", "mean"),
-        ("_bert_pool", True),
+        ("pooling_strategy", "min"),
+        ("pooling_strategy", ["mean"]),
+        ("_bert_pool", "yes"),
         ("use_adapter", True),
         ("tokenizer_pattern", "Query: {query}"),
         ("position_embedding_type", "relative_key"),

@@ -13,7 +13,7 @@ import platform
 import torch
 from torch import Tensor, nn
 
-from .encoder import ACTIVATIONS, CrossEncoder
+from .encoder import ACTIVATIONS, PairEncoder
 
 _FUSED = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 """What oneDNN's operators call the activations of ``EncoderConfig.hidden_act``: name and variant."""
@@ -82,15 +82,11 @@ class Int8Linear(nn.Module):
         return y if self.activation is None else self.activation(y)
 
 
-def replace_linears(encoder: CrossEncoder, kind: type[PackedLinear] | type[Int8Linear]) -> None:
+def replace_linears(encoder: PairEncoder, kind: type[PackedLinear] | type[Int8Linear]) -> None:
     """Replaces all linear maps of the encoder's layers, in place; embeddings, attention and head stay as they are."""
-    for layer in encoder.encoder.layer:
-        for module in list(layer.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    fused = encoder.config.hidden_act if module is layer.intermediate else None
-                    setattr(module, name, kind(child, fused))
-        layer.activation = nn.Identity()  # it is done in the linear map before it
+    for module, name, activation in list(encoder.linear_maps()):
+        setattr(module, name, kind(getattr(module, name), activation))
+    encoder.without_activations()  # they are done in the linear maps before them
 
 
 def _at_least_tiny(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..reranker import CrossEncoderReRanker
 from ..runs.atomic import write_json
 from ..runs.records import differences, weights_digest
 from ..scoring.checkpoint import Checkpoint
-from ..scoring.encoder import CrossEncoder
+from ..scoring.encoder import PairEncoder
 from .data import Sourced
 from .lists import Lists, TrainingData
 from .losses import Losses
@@ -40,7 +40,7 @@ def train(
     folder: Path,
     validation: Validation | None,
     template: CrossEncoderReRanker,
-) -> tuple[CrossEncoder, Training]:
+) -> tuple[PairEncoder, Training]:
     """Trains a copy of a checkpoint's encoder.
 
     Args:

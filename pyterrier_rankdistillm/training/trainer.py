@@ -23,7 +23,7 @@ from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
 from ..scoring.batching import plan_batches
-from ..scoring.encoder import CrossEncoder
+from ..scoring.encoder import PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
 from .callbacks import MEASURE, Guard, ProgressBar, last_checkpoint, tensorboard
@@ -38,7 +38,7 @@ CPU_BATCH_TOKENS = 512
 class Student(nn.Module):
     """What the Trainer wraps and calls: scores several batches of pairs in one forward pass."""
 
-    def __init__(self, encoder: CrossEncoder) -> None:
+    def __init__(self, encoder: PairEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -62,7 +62,7 @@ class ListwiseTrainer(Trainer):
 
     def __init__(
         self,
-        encoder: CrossEncoder,
+        encoder: PairEncoder,
         lists: Lists,
         settings: Settings,
         tokenizer: PairTokenizer,
@@ -75,7 +75,7 @@ class ListwiseTrainer(Trainer):
         self.losses = Losses.of(settings.loss)
         self.pad = tokenizer.pad
         self.validate = validate
-        encoder.encoder.recompute = settings.gradient_checkpointing
+        encoder.recompute_layers(settings.gradient_checkpointing)
         args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None)
         super().__init__(
             model=Student(encoder.train().requires_grad_(True)),
