@@ -6,7 +6,7 @@ import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .checks import is_whole, whole
 from .errors import CheckpointError
-from .scoring.checkpoint import Checkpoint
+from .scoring.checkpoint import Checkpoint, Format
 from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
 
@@ -33,7 +33,7 @@ class TruncationWarning(UserWarning):
 
 
 class CrossEncoderReRanker(pt.Transformer):
-    """Re-ranks passages with a monoELECTRA cross-encoder: ``first_stage >> MonoElectra("webis/monoelectra-base")``.
+    """Re-ranks passages with a cross-encoder: ``first_stage >> CrossEncoderReRanker("BAAI/bge-reranker-base")``.
 
     Takes a result frame with ``qid``, ``query``, ``docno`` and the text field; returns the same rows and columns with
     new ``score`` and ``rank`` (from 0), sorted by qid and rank. A score is the model's raw logit, computed in float32:
@@ -41,12 +41,15 @@ class CrossEncoderReRanker(pt.Transformer):
     the index or the company of the rows. Equal (query, text) pairs are scored once. Ties are broken by docno,
     descending, as trec_eval does, so that ranks, ``% k`` and measures agree.
 
-    The model is opened when the first rows are scored; pickles and deep copies carry its name, not its weights (unless
+    Opens Lightning IR's cross-encoders (monoELECTRA and its like), and those of Sentence Transformers and transformers
+    over BERT, RoBERTa, DistilBERT, ELECTRA, ModernBERT, DeBERTa and other encoders. The model is opened when the first
+    rows are scored, and shares its weights with all re-rankers of the same checkpoint that are open; pickles and deep copies carry its name, not its weights (unless
     ``model`` is an open ``Checkpoint``).
 
     Args:
-        model: A Hugging Face hub id (``"webis/monoelectra-base"``, ``"webis/monoelectra-large"``), a checkpoint
-            folder, ``"rankdistillm:demo"`` (a small one that ships with the package), or an open ``Checkpoint``.
+        model: A Hugging Face hub id (``"webis/monoelectra-base"``, ``"cross-encoder/ms-marco-MiniLM-L6-v2"``), a
+            checkpoint folder, ``"rankdistillm:demo"`` (a small one that ships with the package), or an open
+            ``Checkpoint``.
         revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for numbers that last.
         local_files_only: Use the hub's local cache only, never the network.
         device: Torch device, such as ``"cuda:1"``; default: CUDA where there is one, else the CPU. Apple's MPS is
@@ -155,12 +158,54 @@ class CrossEncoderReRanker(pt.Transformer):
             twin._opened = self._opened
         return twin
 
-    def save(self, folder: str | os.PathLike[str], *, model_card: str | None = None) -> Path:
-        """Writes the checkpoint in Lightning IR's format; see ``Checkpoint.save``."""
-        return self.checkpoint.save(folder, model_card=model_card)
+    def rank(self, query: str, texts: Sequence[str] | Mapping[Any, str]) -> pd.DataFrame:
+        """Ranks texts for one query, for those who have no result frame.
+
+        Args:
+            query: The query.
+            texts: The texts; or by docno.
+
+        Returns:
+            A frame with ``docno`` (the text's place in the list, from 0, or its key), the text field, ``score`` and
+            ``rank`` (from 0), best first.
+
+        Raises:
+            ValueError: The query or a text is no string.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Sequence | Mapping | pd.Series | np.ndarray):
+            raise ValueError(
+                f"{type(self).__name__}.rank: texts must be a list of strings, or a dict of docnos and strings, got "
+                f"{texts!r:.80}."
+            )
+        by_docno = dict(texts) if isinstance(texts, Mapping) else dict(enumerate(texts))
+        frame = pd.DataFrame(
+            {
+                "qid": "1",
+                "query": query,
+                "docno": pd.Series(list(by_docno), dtype=None if by_docno else object),
+                self.text_field: pd.Series(list(by_docno.values()), dtype=object),
+            }
+        )
+        return self.transform(frame)[["docno", self.text_field, "score", "rank"]]
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        format: Format | None = None,
+        model_card: str | None = None,  # noqa: A002
+    ) -> Path:
+        """Writes the checkpoint, in Lightning IR's format or by transformers' names; see ``Checkpoint.save``."""
+        return self.checkpoint.save(folder, format=format, model_card=model_card)
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | None = None, model_card: str | None = None
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        format: Format | None = None,  # noqa: A002
+        model_card: str | None = None,
     ) -> str:
         """Uploads what ``save`` writes to the Hugging Face hub.
 
@@ -168,6 +213,7 @@ class CrossEncoderReRanker(pt.Transformer):
             repo_id: ``"owner/name"``; made where it does not exist.
             private: Whether a new repository is private.
             token: Access token; default: the one of ``hf auth login``.
+            format: As for ``save``: ``"transformers"`` for a model that transformers and Sentence Transformers open.
             model_card: Text of ``README.md``; default: a card that says where the weights came from.
 
         Returns:
@@ -177,11 +223,9 @@ class CrossEncoderReRanker(pt.Transformer):
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = self.save(Path(scratch) / "checkpoint", model_card=model_card)
+            folder = self.save(Path(scratch) / "checkpoint", format=format, model_card=model_card)
             api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message="Upload a monoELECTRA re-ranker"
-            )
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a re-ranker")
         return str(commit)
 
     def __repr__(self) -> str:

@@ -152,3 +152,17 @@ def scores(folder: Path, pairs: Sequence[tuple[str, str]], longest: int = 48) ->
         encoded = tokenizer([pair], truncation="longest_first", max_length=longest, return_tensors="pt")
         found.append(float(model(**encoded).logits[0, -1]))
     return found
+
+
+@torch.inference_mode()
+def vectors(folder: Path, pairs: Sequence[tuple[str, str]], pooling: str, longest: int = 48) -> torch.Tensor:
+    """The pooled vectors of a family's bare model, by transformers, shape (pairs, hidden)."""
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = []
+    for pair in pairs:
+        encoded = tokenizer([pair], truncation="longest_first", max_length=longest, return_tensors="pt")
+        hidden = model(**encoded).last_hidden_state[0]  # (T, H)
+        reduce = {"first": lambda h: h[0], "mean": lambda h: h.mean(0), "max": lambda h: h.amax(0)}
+        found.append((reduce | {"sum": lambda h: h.sum(0)})[pooling](hidden))
+    return torch.stack(found)

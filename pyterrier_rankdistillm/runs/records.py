@@ -154,7 +154,7 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     """A digest of all that scores follow from: weights, encoder and tokenizer."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(checkpoint.tokenizer.tokenizer.to_str().encode())
-    digest.update(f"{checkpoint.encoder.config} {checkpoint.encoder.head_kind}".encode())
+    digest.update(f"{checkpoint.tokenizer.template} {checkpoint.encoder.signature}".encode())
     for name, tensor in sorted(checkpoint.encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(memoryview(tensor.detach().cpu().contiguous().numpy()).cast("B"))

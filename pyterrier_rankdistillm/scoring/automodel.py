@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,11 @@ from .encoder import LinearMap, PairEncoder
 from .folders import SentenceTransformer, listed
 from .formats import check_types, is_size, warn_of_dropped
 
+_MOST_LAYERS = 1_000
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+_OF_NO_ACCOUNT = ("_name_or_path", "architectures", "transformers_version", "dtype", "query_length", "doc_length")
+"""Settings that scores do not follow from; lengths are the tokenizer's."""
 
 
 class TransformersEncoder(PairEncoder):
@@ -71,8 +76,11 @@ class TransformersEncoder(PairEncoder):
             settings.pop("num_labels", None)
         wrong = [name for name in _SIZES if name in settings and not is_size(settings[name])]
         layers = len({part for name in weights for part in name.split(".") if part.isdigit()})
-        if not wrong and isinstance(settings.get("num_hidden_layers"), int) and not kind.config_class.model_type == "albert":
+        # ALBERT's layers share their weights; of others there cannot be more than the weights have numbers.
+        if not wrong and "num_hidden_layers" in settings and config["model_type"] != "albert":
             wrong = ["num_hidden_layers"] if settings["num_hidden_layers"] > layers else []
+        if not wrong and settings.get("num_hidden_layers", 0) > _MOST_LAYERS:
+            wrong = ["num_hidden_layers"]
         if wrong:
             stated = ", ".join(f"{name} {settings[name]!r}" for name in wrong)
             raise CheckpointError(
@@ -91,7 +99,9 @@ class TransformersEncoder(PairEncoder):
             ) from error
         base = f"{kind.base_model_prefix}."
         missing = sorted(map(str, loading["missing_keys"]))
-        wrong_shape = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in loading["mismatched_keys"])
+        wrong_shape = sorted(
+            str(entry[0] if isinstance(entry, tuple) else entry) for entry in loading["mismatched_keys"]
+        )
         unexpected = sorted(name for name in map(str, loading["unexpected_keys"]) if not _is_left_over(name))
         new = [] if new_head_seed is None else [name for name in missing + wrong_shape if not name.startswith(base)]
         head = [name for name in unexpected if not name.startswith(base)]
@@ -108,12 +118,20 @@ class TransformersEncoder(PairEncoder):
             if names
         ]
         if not complaints and model.config.num_labels not in (1, 2):
-            complaints = [f"it has {model.config.num_labels} labels; a re-ranker has 1, or 2 of which the second counts"]
+            complaints = [
+                f"it has {model.config.num_labels} labels; a re-ranker has 1, or 2 of which the second counts"
+            ]
         if complaints:
             raise CheckpointError(f"{source} cannot be opened as a re-ranker: {'; '.join(complaints)}.")
         if head:
             warn_of_dropped({name: weights[name] for name in head if name in weights}, source)
         return cls(model)
+
+    @property
+    def signature(self) -> str:
+        """All that scores follow from beside the weights."""
+        settings = {name: value for name, value in self.config.to_dict().items() if name not in _OF_NO_ACCOUNT}
+        return f"{self.head_kind} {json.dumps(settings, sort_keys=True, default=str)}"
 
     @property
     def vocab_size(self) -> int:
@@ -183,7 +201,9 @@ class TransformersEncoder(PairEncoder):
     def recompute_layers(self, recompute: bool) -> None:
         """See ``PairEncoder.recompute_layers``."""
         if recompute:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # of transformers 5, and 4
+            enable = next(getattr(self.model, name) for name in names if hasattr(self.model, name))
+            enable({"use_reentrant": False})
 
 
 def _class_of(config: Mapping[str, Any], source: str) -> Any:
@@ -192,14 +212,15 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
     backbone = config.get("backbone_model_type")
     known = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     # What has a masked language model is an encoder; decoders read their last token, and never what comes after.
-    encoder = isinstance(model_type, str) and model_type in known and model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if not encoder or config.get("is_encoder_decoder") or config.get("is_decoder"):
+    both = isinstance(model_type, str) and model_type in known and model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    kind = getattr(transformers, known[model_type]) if both else None
+    if kind is None or kind.config_class().is_encoder_decoder or config.get("is_decoder"):
         raise CheckpointError(
             f"{source} is not a cross-encoder that this package knows: model_type is {model_type!r}, its backbone "
             f"{backbone!r}. It opens Lightning IR's, Sentence Transformers' and transformers' checkpoints of encoders "
             f"with a score, such as ELECTRA, BERT, RoBERTa, DistilBERT, ModernBERT and DeBERTa."
         )
-    return getattr(transformers, known[model_type])
+    return kind
 
 
 def _filled(kind: Any, shape: Any, weights: Mapping[str, Tensor], seed: int) -> tuple[Any, dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from ..errors import CheckpointError
 from . import writing
@@ -108,7 +109,11 @@ class Checkpoint:
         return Checkpoint(self.encoder, self.tokenizer.with_lengths(lengths), self.source, self.revision)
 
     def save(
-        self, folder: str | os.PathLike[str], *, format: Format | None = None, model_card: str | None = None  # noqa: A002
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        format: Format | None = None,
+        model_card: str | None = None,  # noqa: A002
     ) -> Path:
         """Writes the checkpoint, so that this package and others can open it.
 
@@ -131,7 +136,7 @@ class Checkpoint:
             ValueError: A format that is not known, or that cannot hold this model.
         """
         if format is None:
-            format = "lightning-ir" if writing.fits_lightning_ir(self.encoder) else "transformers"  # noqa: A001
+            format = "lightning-ir" if writing.is_lightning_ir_own(self.encoder) else "transformers"  # noqa: A001
         if format not in get_args(Format):
             raise ValueError(
                 f"Checkpoint.save: format must be None or one of {', '.join(get_args(Format))}, got {format!r}."
@@ -217,17 +222,13 @@ def _shared(encoder: PairEncoder) -> PairEncoder:
 
 
 def _equal(one: PairEncoder, other: PairEncoder) -> bool:
-    if type(one) is not type(other) or one.head_kind != other.head_kind or str(one.config) != str(other.config):
-        return False
-    if one.extra_repr() != other.extra_repr() or other.training or any(p.requires_grad for p in other.parameters()):
+    if one.signature != other.signature or other.training or any(p.requires_grad for p in other.parameters()):
         return False
     ours, theirs = one.state_dict(), other.state_dict()
-    if ours.keys() != theirs.keys():
-        return False
-    # The head first: it is small, and what training changed most.
+    # The smallest first: a head tells trained encoders apart.
     names = sorted(ours, key=lambda name: ours[name].numel())
-    return all(
-        theirs[name].device.type == "cpu" and ours[name].dtype == theirs[name].dtype
-        and torch.equal(ours[name], theirs[name])
-        for name in names
-    )  # fmt: skip
+    return ours.keys() == theirs.keys() and all(_same(ours[name], theirs[name]) for name in names)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)

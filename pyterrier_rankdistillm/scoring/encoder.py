@@ -120,7 +120,7 @@ class PairEncoder(nn.Module, ABC):
     """What scoring, training and saving know of a cross-encoder: token ids, types and mask in, logits out.
 
     Attributes:
-        config: Its shape; what is equal prints equally.
+        config: Its shape.
         head_kind: What its head is called.
         outputs: Rows of the head, 1 or 2.
     """
@@ -128,6 +128,11 @@ class PairEncoder(nn.Module, ABC):
     config: Any
     head_kind: str
     outputs: int
+
+    @property
+    @abstractmethod
+    def signature(self) -> str:
+        """All that scores follow from beside the weights."""
 
     @property
     @abstractmethod
@@ -225,6 +230,11 @@ class CrossEncoder(PairEncoder):
             self.classifier = _ClassificationHead(config, head, outputs, self.head_bias)
 
     @property
+    def signature(self) -> str:
+        """All that scores follow from beside the weights."""
+        return f"{self.config} {self.head_kind} {self.outputs} {self.pooling} {self.log_probability}"
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the table of tokens."""
         return int(self.config.vocab_size)
@@ -290,10 +300,6 @@ class CrossEncoder(PairEncoder):
     def recompute_layers(self, recompute: bool) -> None:
         """See ``PairEncoder.recompute_layers``."""
         self.encoder.recompute = recompute
-
-    def extra_repr(self) -> str:
-        """What the modules do not show."""
-        return f"pooling={self.pooling!r}, log_probability={self.log_probability}"
 
     def _blank(self, config: EncoderConfig) -> CrossEncoder:
         """The same modules without these weights."""

@@ -161,9 +161,7 @@ def check_types(weights: Mapping[str, Tensor], source: str) -> None:
 
 def warn_of_dropped(head: Mapping[str, Tensor], source: str) -> None:
     """Says which trained weights a new head replaces."""
-    warnings.warn(
-        f"{source}: its head is dropped, and training starts with a new one: {_shapes(head)}.", stacklevel=5
-    )
+    warnings.warn(f"{source}: its head is dropped, and training starts with a new one: {_shapes(head)}.", stacklevel=5)
 
 
 def _no_weight(tensor: Tensor) -> bool:
@@ -236,7 +234,7 @@ def _broken_rule(name: str, value: Any) -> str | None:
     if name in _SIZES:
         return None if is_size(value) else f"a whole number from 1 to {_LARGEST_SIZE:,}"
     if name in ("type_vocab_size", "pad_token_id"):
-        return None if value == 0 and type(value) is int or is_size(value) else "a whole number of at least 0"
+        return None if (value == 0 and type(value) is int) or is_size(value) else "a whole number of at least 0"
     if name == "hidden_act":
         return None if isinstance(value, str) else "the name of an activation"
     if name == "layer_norm_eps":

@@ -28,7 +28,7 @@ class PackedLinear(nn.Module):
     """``activation(x @ weight.T + bias)`` in float32, with weights in oneDNN's own layout. For inference only.
 
     Args:
-        linear: The layer that it replaces; with a bias.
+        linear: The layer that it replaces.
         activation: One of ``EncoderConfig.hidden_act``; None: there is none.
     """
 
@@ -53,7 +53,7 @@ class Int8Linear(nn.Module):
     with VNNI or without.
 
     Args:
-        linear: The layer that it replaces; with a bias.
+        linear: The layer that it replaces.
         activation: One of ``EncoderConfig.hidden_act``; None: there is none.
     """
 
@@ -65,7 +65,7 @@ class Int8Linear(nn.Module):
         self.sums = steps.sum(dim=-1) * self.scales  # (O,): what each unit of a token's smallest input adds
         self.weight = torch.ops.onednn.qlinear_prepack(steps, None)
         self.weight_zeros = torch.zeros(len(steps), dtype=torch.int64)
-        self.bias = linear.bias
+        self.bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
         self.activation = ACTIVATIONS[activation] if activation else None
 
     def forward(self, x: Tensor) -> Tensor:

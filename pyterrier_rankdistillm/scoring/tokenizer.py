@@ -155,9 +155,8 @@ class Template(NamedTuple):
         if tokenizer.post_processor is None:
             cls_id, sep_id = (_token_id(tokenizer, token) for token in ("[CLS]", "[SEP]"))
             return cls([cls_id], [sep_id], [sep_id], [0], 0, [0], 1, [1])
-        query, doc = (_some_tokens(tokenizer) for _ in range(2))
-        ids = query.ids
-        joined = tokenizer.post_process(query, doc)
+        text, ids = _some_text(tokenizer)
+        joined = tokenizer.encode(text, text)
         parts = [0 if sequence is None else sequence + 1 for sequence in joined.sequence_ids]
         at_query, at_doc = (np.flatnonzero(np.equal(parts, part)) for part in (1, 2))
         texts = [token for token, part in zip(joined.ids, parts, strict=True) if part]
@@ -171,17 +170,15 @@ class Template(NamedTuple):
 
         before, _, between, _, after = cut(joined.ids)
         before_types, query_types, between_types, doc_types, after_types = cut(joined.type_ids)
-        return cls(
-            before, between, after, before_types, query_types[0], between_types, doc_types[0], after_types
-        )
+        return cls(before, between, after, before_types, query_types[0], between_types, doc_types[0], after_types)
 
 
-def _some_tokens(tokenizer: Tokenizer) -> Any:
-    """An encoding of at least one token, without special tokens."""
+def _some_text(tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """A text of at least one token, and its tokens without special ones."""
     for text in ("a", "the", "0", ".", "A", "?"):
-        encoding = tokenizer.encode(text, add_special_tokens=False)
-        if encoding.ids:
-            return encoding
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if ids:
+            return text, ids
     raise ValueError("it has no token for letters, digits and stops")
 
 

@@ -18,16 +18,18 @@ from .tokenizer import Lengths, PairTokenizer
 
 
 def fits_lightning_ir(encoder: PairEncoder) -> bool:
-    """Whether Lightning IR's ``mono`` can hold a model: a linear head, perhaps after BERT's pooler."""
+    """Whether Lightning IR's ``mono`` can hold a model: a linear head, perhaps after a pooler like BERT's."""
     if not isinstance(encoder, CrossEncoder):
         return False
-    fits_rows = encoder.log_probability == (encoder.outputs == 2)
-    return fits_rows and (encoder.head_kind == "linear" or _is_pooled_by_bert(encoder))
+    return encoder.head_kind in ("linear", "bert") and encoder.log_probability == (encoder.outputs == 2)
 
 
-def _is_pooled_by_bert(encoder: CrossEncoder) -> bool:
-    """Lightning IR's ``bert_pool``: as BERT's own head, which has a bias and one logit to be read."""
-    return encoder.head_kind == "bert" and (encoder.config.model_type != "bert" or not encoder.head_bias)
+def is_lightning_ir_own(encoder: PairEncoder) -> bool:
+    """Whether that is the format to choose: it fits, and the model is not one that transformers has by itself."""
+    if not isinstance(encoder, CrossEncoder) or not fits_lightning_ir(encoder):
+        return False
+    own = encoder.head_kind == FAMILIES[encoder.config.model_type].head and encoder.head_bias
+    return encoder.log_probability or not own
 
 
 def lightning_ir(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -> None:
@@ -62,7 +64,9 @@ def lightning_ir(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -
     _write_json(folder / "config.json", config)
     renamed = {"classifier.dense": "bert_pool.0", "classifier.out_proj": "linear"}
     state = {
-        f"{renamed[stem]}.{kind}" if (stem := name.rpartition(".")[0]) in renamed else family.backbone_name(name): tensor
+        f"{renamed[stem]}.{kind}"
+        if (stem := name.rpartition(".")[0]) in renamed
+        else family.backbone_name(name): tensor
         for name, tensor in encoder.state_dict().items()
         for kind in (name.rpartition(".")[2],)
     }
@@ -70,7 +74,9 @@ def lightning_ir(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -
     _write_tokenizer(
         folder,
         tokenizer,
-        backbone_tokenizer_class=f"{family.tokenizer}Fast" if family.tokenizer.endswith("Tokenizer") else family.tokenizer,
+        backbone_tokenizer_class=f"{family.tokenizer}Fast"
+        if family.tokenizer.endswith("Tokenizer")
+        else family.tokenizer,
         tokenizer_class="CrossEncoderTokenizer",
         model_max_length=lengths.pair,
         query_length=lengths.query,
@@ -96,9 +102,7 @@ def transformers(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -
     }
     head = _own_head(encoder, family)
     backbone = {
-        name: tensor
-        for name, tensor in encoder.state_dict().items()
-        if not name.startswith(("linear.", "classifier."))
+        name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(("linear.", "classifier."))
     }
     if head is None:
         config["architectures"] = [f"{family.architecture.removesuffix('ForSequenceClassification')}Model"]
@@ -194,7 +198,9 @@ def _write_modules(folder: Path, encoder: CrossEncoder) -> None:
     _write_json(folder / paths[1] / "config.json", pooling)
     for stem, path in zip(stems, paths[2:], strict=True):
         (folder / path).mkdir()
-        weights = {f"linear.{kind}": state[f"{stem}.{kind}"] for kind in ("weight", "bias") if f"{stem}.{kind}" in state}
+        weights = {
+            f"linear.{kind}": state[f"{stem}.{kind}"] for kind in ("weight", "bias") if f"{stem}.{kind}" in state
+        }
         last = stem == stems[-1]
         dense = {
             "in_features": weights["linear.weight"].shape[1],
