@@ -43,8 +43,8 @@ class CrossEncoderReRanker(pt.Transformer):
 
     Opens Lightning IR's cross-encoders (monoELECTRA and its like), and those of Sentence Transformers and transformers
     over BERT, RoBERTa, DistilBERT, ELECTRA, ModernBERT, DeBERTa and other encoders. The model is opened when the first
-    rows are scored, and shares its weights with all re-rankers of the same checkpoint that are open; pickles and deep copies carry its name, not its weights (unless
-    ``model`` is an open ``Checkpoint``).
+    rows are scored, and shares its weights with all open re-rankers of the same checkpoint; pickles and deep copies
+    carry its name, not its weights (unless ``model`` is an open ``Checkpoint``).
 
     Args:
         model: A Hugging Face hub id (``"webis/monoelectra-base"``, ``"cross-encoder/ms-marco-MiniLM-L6-v2"``), a
