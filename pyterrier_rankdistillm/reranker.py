@@ -192,8 +192,8 @@ class CrossEncoderReRanker(pt.Transformer):
         self,
         folder: str | os.PathLike[str],
         *,
-        format: Format | None = None,
-        model_card: str | None = None,  # noqa: A002
+        format: Format | None = None,  # noqa: A002
+        model_card: str | None = None,
     ) -> Path:
         """Writes the checkpoint, in Lightning IR's format or by transformers' names; see ``Checkpoint.save``."""
         return self.checkpoint.save(folder, format=format, model_card=model_card)

@@ -294,7 +294,7 @@ def test_weights_that_are_no_floating_point_numbers_of_16_bits_are_errors(
     else:
         families.make(folder, name)
     state = tiny.load_state(folder)
-    one = next(weight for weight in state if weight.endswith("dense.weight") or weight.endswith("Wo.weight"))
+    one = next(weight for weight in state if weight.endswith(("dense.weight", "Wo.weight")))
     for changed in ({one}, set(state)):  # one of them, and all
         quantised = {n: (t * 9).clamp(-9, 9).to(getattr(torch, dtype)) if n in changed else t for n, t in state.items()}
         tiny.save_state(folder, quantised)
@@ -315,14 +315,15 @@ def test_token_ids_and_types_beyond_the_tables_are_errors(copied: Copied) -> Non
     folder = copied()
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
-    tiny.write_json(
-        folder / "tokenizer.json", tokenizer | {"model": tokenizer["model"] | {"vocab": vocab | {"onion": 900}}}
-    )
+
+    def renumbered(token_id: Any) -> None:
+        model = tokenizer["model"] | {"vocab": vocab | {"onion": token_id}}
+        tiny.write_json(folder / "tokenizer.json", tokenizer | {"model": model})
+
+    renumbered(900)
     assert f"has 901 tokens, the encoder embeds only {len(tiny.VOCAB)}" in message(folder)  # as many as before
     for wild in (2**31, -1, "x", 2**70):
-        tiny.write_json(
-            folder / "tokenizer.json", tokenizer | {"model": tokenizer["model"] | {"vocab": vocab | {"onion": wild}}}
-        )
+        renumbered(wild)
         assert "tokenizer.json cannot be read: token ids must be whole numbers" in message(folder)
     tiny.write_json(folder / "tokenizer.json", tokenizer)
     state = tiny.load_state(folder)

@@ -267,7 +267,7 @@ def test_the_special_tokens_of_a_pair_come_from_the_post_processor(tmp_path: Pat
         assert mask.all()
 
 
-def test_token_types_are_those_of_the_template(tmp_path: Path) -> None:
+def test_token_types_are_those_of_the_template() -> None:
     tokenizer = reference()
     special = [("[CLS]", 2), ("[SEP]", 3)]
     tokenizer.post_processor = TemplateProcessing(

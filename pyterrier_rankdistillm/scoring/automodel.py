@@ -11,6 +11,7 @@ import contextlib
 import copy
 import inspect
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -99,9 +100,7 @@ class TransformersEncoder(PairEncoder):
             ) from error
         base = f"{kind.base_model_prefix}."
         missing = sorted(map(str, loading["missing_keys"]))
-        wrong_shape = sorted(
-            str(entry[0] if isinstance(entry, tuple) else entry) for entry in loading["mismatched_keys"]
-        )
+        wrong_shape = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading["mismatched_keys"])
         unexpected = sorted(name for name in map(str, loading["unexpected_keys"]) if not _is_left_over(name))
         new = [] if new_head_seed is None else [name for name in missing + wrong_shape if not name.startswith(base)]
         head = [name for name in unexpected if not name.startswith(base)]
@@ -118,9 +117,7 @@ class TransformersEncoder(PairEncoder):
             if names
         ]
         if not complaints and model.config.num_labels not in (1, 2):
-            complaints = [
-                f"it has {model.config.num_labels} labels; a re-ranker has 1, or 2 of which the second counts"
-            ]
+            complaints = [f"it has {model.config.num_labels} labels; a re-ranker has 1, or 2, whose second counts"]
         if complaints:
             raise CheckpointError(f"{source} cannot be opened as a re-ranker: {'; '.join(complaints)}.")
         if head:
@@ -212,8 +209,8 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
     backbone = config.get("backbone_model_type")
     known = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     # What has a masked language model is an encoder; decoders read their last token, and never what comes after.
-    both = isinstance(model_type, str) and model_type in known and model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    kind = getattr(transformers, known[model_type]) if both else None
+    both = model_type if isinstance(model_type, str) and model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES else ""
+    kind = getattr(transformers, known[both]) if both in known else None
     if kind is None or kind.config_class().is_encoder_decoder or config.get("is_decoder"):
         raise CheckpointError(
             f"{source} is not a cross-encoder that this package knows: model_type is {model_type!r}, its backbone "
@@ -239,7 +236,7 @@ def _quietly() -> Iterator[None]:
     """Without notes of ``transformers``, whose findings are said by our own errors, and without its progress bar."""
     log = transformers.logging
     before, bar = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity(log.CRITICAL)
+    log.set_verbosity(logging.CRITICAL)
     log.disable_progress_bar()
     try:
         yield

@@ -112,8 +112,8 @@ class Checkpoint:
         self,
         folder: str | os.PathLike[str],
         *,
-        format: Format | None = None,
-        model_card: str | None = None,  # noqa: A002
+        format: Format | None = None,  # noqa: A002
+        model_card: str | None = None,
     ) -> Path:
         """Writes the checkpoint, so that this package and others can open it.
 
@@ -167,8 +167,9 @@ class Checkpoint:
         elsewhere = ""
         if format == "transformers" and (lengths.query or lengths.doc):
             elsewhere = (
-                f"transformers and Sentence Transformers cut the pair at {writing.pair_length(lengths)} tokens instead, "
-                "so that their scores are equal where neither the query nor the passage is longer than that.\n\n"
+                "transformers and Sentence Transformers cut the pair at "
+                f"{writing.pair_length(lengths)} tokens instead, so that their scores are equal where neither the query "
+                "nor the passage is longer than that.\n\n"
             )
         return (
             "---\nlibrary_name: pyterrier-rankdistillm\npipeline_tag: text-ranking\ntags:\n- cross-encoder\n"

@@ -9,7 +9,7 @@ names of the weights of ELECTRA and of Lightning IR; ``formats`` has the tables 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -81,7 +81,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": _gelu_tanh,
     "relu": F.relu,
@@ -90,7 +90,7 @@ ACTIVATIONS = {
 
 
 class _DenseHead(NamedTuple):
-    activation: Any
+    activation: Callable[[Tensor], Tensor]
     drops_first: bool  # whether training drops out before the dense layer, too
 
 

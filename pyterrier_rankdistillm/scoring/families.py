@@ -39,7 +39,7 @@ class Family:
     parts: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     settings: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     defaults: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-    tokenizer: str = "PreTrainedTokenizerFast"
+    tokenizer: str = "BertTokenizer"
 
     def ours(self, name: str) -> str:
         """Our name of a weight; what is no part of a layer keeps its name, without the prefix."""

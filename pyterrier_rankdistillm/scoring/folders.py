@@ -176,15 +176,14 @@ class SentenceTransformer:
         for name, value in (("default_prompt_name", prompt), ("do_lower_case", settings.get("do_lower_case") or None)):
             if value is not None:
                 raise CheckpointError(f"{folder}: {name} is {value!r}, which this package does not know.")
-        read = {"Pooling": _pooling, "Dense": _dense}
-        parts = [read[name](place) for name, place in zip(names, folders, strict=True) if name in read]
-        order = [name for name in names[1:] if name != "Normalize"]
+        placed = list(zip(names, folders, strict=True))
+        pooling = next((_pooling(place) for name, place in placed if name == "Pooling"), None)
         return cls(
             names=names,
             transformer=folders[0],
             # Anything but Pooling, then Dense, is a chain without a score of ours.
-            pooling=parts[0] if "Normalize" not in names and order[:1] == ["Pooling"] else None,
-            dense=tuple(part for part in parts if isinstance(part, DenseModule)),
+            pooling=pooling if names[1:] == ("Pooling", *["Dense"] * (len(names) - 2)) else None,
+            dense=tuple(_dense(place) for name, place in placed if name == "Dense"),
             longest=settings.get("max_seq_length"),
         )
 

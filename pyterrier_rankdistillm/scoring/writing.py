@@ -63,20 +63,17 @@ def lightning_ir(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -
         config.pop("_bert_pool")
     _write_json(folder / "config.json", config)
     renamed = {"classifier.dense": "bert_pool.0", "classifier.out_proj": "linear"}
-    state = {
-        f"{renamed[stem]}.{kind}"
-        if (stem := name.rpartition(".")[0]) in renamed
-        else family.backbone_name(name): tensor
-        for name, tensor in encoder.state_dict().items()
-        for kind in (name.rpartition(".")[2],)
-    }
+
+    def theirs(name: str) -> str:
+        stem, _, kind = name.rpartition(".")
+        return f"{renamed[stem]}.{kind}" if stem in renamed else family.backbone_name(name)
+
+    state = {theirs(name): tensor for name, tensor in encoder.state_dict().items()}
     _write_weights(folder / "model.safetensors", state)
     _write_tokenizer(
         folder,
         tokenizer,
-        backbone_tokenizer_class=f"{family.tokenizer}Fast"
-        if family.tokenizer.endswith("Tokenizer")
-        else family.tokenizer,
+        backbone_tokenizer_class=f"{family.tokenizer}Fast",
         tokenizer_class="CrossEncoderTokenizer",
         model_max_length=lengths.pair,
         query_length=lengths.query,
@@ -198,9 +195,8 @@ def _write_modules(folder: Path, encoder: CrossEncoder) -> None:
     _write_json(folder / paths[1] / "config.json", pooling)
     for stem, path in zip(stems, paths[2:], strict=True):
         (folder / path).mkdir()
-        weights = {
-            f"linear.{kind}": state[f"{stem}.{kind}"] for kind in ("weight", "bias") if f"{stem}.{kind}" in state
-        }
+        names = [f"{stem}.{kind}" for kind in ("weight", "bias")]
+        weights = {name.replace(stem, "linear"): state[name] for name in names if name in state}
         last = stem == stems[-1]
         dense = {
             "in_features": weights["linear.weight"].shape[1],
