@@ -172,6 +172,8 @@ class CrossEncoderReRanker(pt.Transformer):
         Raises:
             ValueError: The query or a text is no string.
         """
+        if not (isinstance(query, str) or query is None):  # a missing one is told with the docno
+            raise ValueError(f"{type(self).__name__}.rank: query must be a string, got {query!r:.80}.")
         if isinstance(texts, str) or not isinstance(texts, Sequence | Mapping | pd.Series | np.ndarray):
             raise ValueError(
                 f"{type(self).__name__}.rank: texts must be a list of strings, or a dict of docnos and strings, got "
@@ -326,7 +328,8 @@ class CrossEncoderReRanker(pt.Transformer):
         if not bad:
             return values
         row = bad[0]
-        value, docno, qid = values[row], inp["docno"].iloc[row], inp["qid"].iloc[row]
+        value = values[row]
+        docno, qid = (inp[name].iloc[[row]].tolist()[0] for name in ("docno", "qid"))
         what = "missing" if value is None or value is pd.NA or value != value else f"no string but {value!r}"
         remedy = (
             "Give every topic a query."

@@ -168,8 +168,8 @@ class Checkpoint:
         if format == "transformers" and (lengths.query or lengths.doc):
             elsewhere = (
                 "transformers and Sentence Transformers cut the pair at "
-                f"{writing.pair_length(lengths)} tokens instead, so that their scores are equal where neither the query "
-                "nor the passage is longer than that.\n\n"
+                f"{writing.pair_length(lengths)} tokens instead, so that their scores are equal where neither the "
+                "query nor the passage is longer than that.\n\n"
             )
         return (
             "---\nlibrary_name: pyterrier-rankdistillm\npipeline_tag: text-ranking\ntags:\n- cross-encoder\n"
