@@ -1,4 +1,4 @@
-"""Measures checkpoints on real collections: the numbers in the README and in the demo's model card.
+"""Evaluates checkpoints on real collections: the numbers in the README and in the demo's model card.
 
     pip install pyterrier-rankdistillm[demo,report]
     python examples/evaluate_demo_checkpoint.py --data ../shared/data
@@ -7,10 +7,10 @@
 
 ``--data`` holds ``trec-dl-2019-pool``, ``trec-dl-2020-pool``, ``vaswani`` and ``cisi`` (each with passages.jsonl.gz,
 queries.tsv, qrels.txt) and ``trec-dl-runs`` (first stages). First stages are these runs, and live BM25 (PISA) over each
-collection. Of runs over MS MARCO only the documents in the pool of the year have text: these lists are condensed, and
-each row says how many of the run's documents were ranked. ``--also`` names more folders of that kind, such as of
-collections that no checkpoint was trained on. Printed are nDCG@10, and p of a paired t-test between the first stage and
-the first model.
+collection. In the runs over MS MARCO, only the documents in the year's pool have a text. These lists are condensed, and
+each row says how many of the run's documents were ranked. ``--also`` names further folders of the same kind, for
+instance of collections that no checkpoint was trained on. The output is nDCG@10, and p of a paired t-test between the
+first stage and the first model.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Setting:
     """A collection with a first stage.
 
     Args:
-        name: For people.
-        folder: The collection's, within the data.
-        run: File of the first stage, over TREC DL of ``year``; None: live BM25.
-        year: Of TREC DL.
-        depth: Of live BM25.
+        name: Shown in the table.
+        folder: The collection's folder within the data.
+        run: File of the first stage, over TREC DL of ``year``; None for live BM25.
+        year: The year of TREC DL.
+        depth: The depth of live BM25.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Setting:
     depth: int = LIVE_DEPTH
 
     def reproduce(self, systems: Mapping[str, Any], data: Path) -> Reproduction:
-        """Measures re-rankers."""
+        """Evaluates re-rankers over the first stage."""
         folder = data / self.folder
         texts = folder / "passages.jsonl.gz"
         given: dict[str, Any] = {"topics": folder / "queries.tsv", "qrels": folder / "qrels.txt", "text": texts}
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="*", default=["demo=rankdistillm:demo"], help="NAME=MODEL")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--also", type=Path, nargs="+", default=[], help="folders of more collections")
+    parser.add_argument("--also", type=Path, nargs="+", default=[], help="folders of further collections")
     args = parser.parse_args()
     systems = {name: MonoElectra(model) for name, model in (model.split("=", 1) for model in args.model)}
     rows = []
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def first_stage_of(result: Reproduction) -> pd.Series:
-    """The first stage's cell; the condensed one, where there are both."""
+    """The first stage's cell; the condensed one if there are both."""
     return result.cells[result.cells["system"].str.startswith("first stage")].iloc[-1]
 
 

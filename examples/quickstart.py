@@ -11,7 +11,8 @@ from pyterrier_rankdistillm import MonoElectra
 dataset = pt.get_dataset("rankdistillm:demo")
 topics, qrels = dataset.get_topics(), dataset.get_qrels()
 
-# Any first stage does: a Terrier or PISA index, a dense retriever, a run file. The text must come along.
+# Any first stage works: a Terrier or PISA index, a dense retriever, a run file. The passages' text has to be loaded,
+# too.
 bm25 = pt.Transformer.from_df(dataset.get_results()) >> dataset.text_loader()
 monoelectra = MonoElectra("rankdistillm:demo", verbose=True)
 

@@ -6,7 +6,7 @@
 
 Topics, passages and first stage are those of the demo collection that ships with the package. The teacher is a stand-in
 that counts shared words, so that the example runs anywhere in a minute or two; with --teacher it is one of the LLMs of
-pyterrier-generative (pip install pyterrier-generative). Stop it whenever you like: the same call goes on.
+pyterrier-generative (pip install pyterrier-generative). You can stop it at any time; the same call continues.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="the teacher's run file to write")
     parser.add_argument("student", type=Path, help="checkpoint folder to write")
     parser.add_argument("--teacher", choices=["words", "rankzephyr", "rankgpt"], default="words")
-    parser.add_argument("--queries", type=int, help="how many of the topics; default: all")
-    parser.add_argument("--depth", type=int, default=10, help="passages a query")
+    parser.add_argument("--queries", type=int, help="number of topics to use; default: all")
+    parser.add_argument("--depth", type=int, default=10, help="passages per query")
     parser.add_argument("--epochs", type=float, default=1, help="passes over the queries")
     args = parser.parse_args()
 
-    # 1. Candidates: any retriever, or a run file, as here.
+    # 1. Candidates, from any retriever or, as here, from a run.
     dataset = pt.get_dataset("rankdistillm:demo")
     candidates = runs.subsample(dataset.get_results(), queries=args.queries)
     first_stage = pt.Transformer.from_df(candidates) >> dataset.text_loader()
     topics = dataset.get_topics()
     topics = topics[topics["qid"].isin(candidates["qid"])].reset_index(drop=True)
 
-    # 2. The teacher's ranking of them, in shards, with a record of what it was made with.
+    # 2. The teacher's ranking of the candidates, made in shards, with a record of how it was made.
     teacher_run = runs.make_teacher_run(
         make_teacher(args.teacher), first_stage, topics, args.output, depth=args.depth, shard_size=8
     )
@@ -65,7 +65,7 @@ def make_teacher(name: str) -> pt.Transformer:
 
 
 def shared_words(row: pd.Series) -> float:
-    """The share of the query's words that the passage has."""
+    """The share of the query's words that occur in the passage."""
     words = set(row["query"].lower().split())
     return len(words & set(row["text"].lower().split())) / len(words)
 

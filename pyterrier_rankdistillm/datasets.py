@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pyterrier as pt
 
 PUBLISHED = ("rankzephyr", "set-encoder", "monoelectra", "colbert")
-"""The published runs; what they are is in ``runs/published.py``, which is imported when one is asked for."""
+"""The published runs. They are defined in ``runs/published.py``, which is imported when one is requested."""
 
 
 class RankDistillmProvider(pt.datasets.DatasetProvider):
@@ -17,7 +17,7 @@ class RankDistillmProvider(pt.datasets.DatasetProvider):
         """The dataset of that name.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such dataset.
         """
         if name == "demo":
             from .demo import DemoDataset  # PyTerrier imports this file whenever any dataset is asked for

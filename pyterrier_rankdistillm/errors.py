@@ -1,52 +1,78 @@
-"""All errors of the package, as one tree: each is also the builtin that its like would be elsewhere.
+"""All errors of the package, as one tree. Each is also the builtin error that fits best.
 
 ::
 
     RankDistillmError
     ├── CheckpointError (ValueError)     a checkpoint cannot be opened
-    ├── RunFileError (ValueError)        a run file cannot be read
+    ├── InputError (ValueError)          what was given has something wrong with it
+    ├── DataFileError (ValueError)       a file of topics, judgments or texts cannot be read
+    │   └── RunFileError                 a run file cannot be read
     ├── RankingError (ValueError)        a transformer does not rank what it was given
-    ├── ShardError (ValueError)          kept shards are of other work, unfinished or damaged
+    ├── ShardError (ValueError)          saved shards belong to other work, or are unfinished or damaged
     ├── TrainingDataError (ValueError)   data cannot be trained on
     ├── ReproductionError (ValueError)   nothing of a table could be run
-    ├── DownloadError (OSError)          no source gave a file
-    └── WorkerError (ChildProcessError)  Ray's workers died
+    ├── DownloadError (OSError)          a file could not be downloaded from any source
+    └── WorkerError (ChildProcessError)  workers of Ray died
 """
 
 from __future__ import annotations
 
 
 class RankDistillmError(Exception):
-    """Any error that this package raises under a name of its own."""
+    """The base class of this package's own errors."""
 
 
 class CheckpointError(RankDistillmError, ValueError):
     """A checkpoint that cannot be opened as a re-ranker; the message names what is missing or wrong."""
 
 
-class RunFileError(RankDistillmError, ValueError):
+class InputError(RankDistillmError, ValueError):
+    """Something that was given has something wrong with it.
+
+    Args:
+        who: The function that the user called.
+        fact: What is wrong, for whoever gathers several faults.
+    """
+
+    def __init__(self, who: str, fact: str) -> None:
+        super().__init__(f"{who}: {fact}")
+        self.who, self.fact = who, fact
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        return type(self), (self.who, self.fact)
+
+
+class DataFileError(RankDistillmError, ValueError):
+    """A file of topics, judgments or texts that cannot be read; the message names file and line."""
+
+
+class RunFileError(DataFileError):
     """A run file that cannot be read; the message names file and line."""
 
 
 class RankingError(RankDistillmError, ValueError):
-    """A re-ranker (or first stage) that does not rank what it was given; the message names queries."""
+    """A re-ranker (or first stage) does not rank the documents that it was given; the message names queries."""
 
 
 class ShardError(RankDistillmError, ValueError):
-    """A shard folder that is of other work, unfinished or damaged."""
+    """A shard folder that belongs to other work, or is unfinished or damaged."""
 
 
 class TrainingDataError(RankDistillmError, ValueError):
-    """Data that cannot be trained on; the message lists all that is wrong, with counts and examples."""
+    """Data that cannot be trained on; the message lists all problems, with counts and examples."""
 
 
 class ReproductionError(RankDistillmError, ValueError):
-    """Nothing could be run, or a system gave no ranking of what it was given."""
+    """Nothing could be run, or a system did not rank the documents that it was given."""
+
+
+class OrderWarning(UserWarning):
+    """A run's ranks contradict its scores, and only its depth was cut, by rank."""
 
 
 class DownloadError(RankDistillmError, OSError):
-    """No source gave the file; the message says why for each of them."""
+    """The file could not be downloaded from any source; the message says why for each of them."""
 
 
 class WorkerError(RankDistillmError, ChildProcessError):
-    """Workers died again and again; the message names the shard they died of."""
+    """Workers died several times; the message names the shard that killed them."""

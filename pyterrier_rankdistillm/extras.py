@@ -23,8 +23,8 @@ def require(module: str, what: str) -> Any:
     """Imports a module of an optional package.
 
     Args:
-        module: Such as ``"pyarrow.parquet"``.
-        what: Whatever needs it, as the subject of the message: ``"runs.write to Parquet"``.
+        module: The module's name, such as ``"pyarrow.parquet"``.
+        what: What needs it, as the subject of the message: ``"runs.write to Parquet"``.
 
     Raises:
         ImportError: It is not installed; the message says what to install.
@@ -36,7 +36,7 @@ def require(module: str, what: str) -> Any:
 
 
 def check_installed(module: str, what: str) -> None:
-    """As ``require``, without importing: for what is slow to import and is needed only later."""
+    """Like ``require``, without the import: for modules that are slow to import and needed only later."""
     if find_spec(module) is None:
         raise missing(module, what)
 

@@ -16,8 +16,7 @@ import pyterrier as pt
 import torch
 from numpy.typing import NDArray
 
-from .checks import is_whole, whole
-from .errors import CheckpointError
+from .checks import first_no_text, is_text, is_whole, told, whole
 from .scoring.checkpoint import Checkpoint, Format
 from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
@@ -25,7 +24,7 @@ from .scoring.scorer import Precision, Scored, Scorer
 Activation = Literal["sigmoid"]
 
 _OPENING = ("model", "revision", "local_files_only", "device", "dtype", "batch_tokens", "query_length", "doc_length")
-"""The settings that decide what is opened; the others only decide what is done with frames."""
+"""The settings that decide what is opened. The others only decide how frames are handled."""
 
 
 class TruncationWarning(UserWarning):
@@ -36,10 +35,10 @@ class CrossEncoderReRanker(pt.Transformer):
     """Re-ranks passages with a cross-encoder: ``first_stage >> CrossEncoderReRanker("BAAI/bge-reranker-base")``.
 
     Takes a result frame with ``qid``, ``query``, ``docno`` and the text field; returns the same rows and columns with
-    new ``score`` and ``rank`` (from 0), sorted by qid and rank. A score is the model's raw logit, computed in float32:
-    unbounded, higher is more relevant, comparable within a query. It depends on query and text alone: not on the order,
-    the index or the company of the rows. Equal (query, text) pairs are scored once. Ties are broken by docno,
-    descending, as trec_eval does, so that ranks, ``% k`` and measures agree.
+    new ``score`` and ``rank`` (from 0), sorted by qid and rank. A score is the model's raw logit, computed in float32.
+    It is unbounded, higher means more relevant, and scores are comparable within one query only. A score depends on
+    query and text only, not on the order or the index of the rows, nor on other rows. Equal (query, text) pairs are
+    scored once. Ties are broken by docno, descending, as trec_eval does, so that ranks, ``% k`` and measures agree.
 
     Opens Lightning IR's cross-encoders (monoELECTRA and its like), and those of Sentence Transformers and transformers
     over BERT, RoBERTa, DistilBERT, ELECTRA, ModernBERT, DeBERTa and other encoders. The model is opened when the first
@@ -52,26 +51,27 @@ class CrossEncoderReRanker(pt.Transformer):
             ``Checkpoint``.
         revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for numbers that last.
         local_files_only: Use the hub's local cache only, never the network.
-        device: Torch device, such as ``"cuda:1"``; default: CUDA where there is one, else the CPU. Apple's MPS is
-            used only if it is named.
-        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast: faster on a GPU, with other scores (in
-            the second or third digit); or ``"int8"``: linear layers in int8, faster on an x86 CPU, with other scores
-            (in the first or second digit).
-        batch_tokens: Tokens that are encoded together, padding included; default: 512 on the CPU, 32,768 elsewhere.
-            Scores do not depend on it. When memory runs out, it is halved and the batch is tried again.
-        query_length: Tokens that are read of a query; default: the checkpoint's (32 for the published ones).
-        doc_length: Tokens that are read of a text; default: the checkpoint's (256 for the published ones). Longer
-            texts are cut, which a ``TruncationWarning`` says once. For long documents, score passages:
-            ``first_stage >> pt.text.sliding(text_attr="text") >> MonoElectra() >> pt.text.max_passage()``.
+        device: Torch device, such as ``"cuda:1"``; default: CUDA if available, else the CPU. Apple's MPS is used on
+            request only.
+        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast, which is faster on a GPU and changes
+            scores in the second or third digit; or ``"int8"`` for the linear layers, which is faster on an x86 CPU and
+            changes scores in the first or second digit.
+        batch_tokens: Number of tokens per batch, padding included; default: 512 on the CPU, 32,768 elsewhere. Scores do
+            not depend on it. When memory runs out, it is halved and the batch is tried again.
+        query_length: Number of tokens read of a query; default: the checkpoint's (32 for the published ones).
+        doc_length: Number of tokens read of a text; default: the checkpoint's (256 for the published ones). Longer
+            texts are truncated, with one ``TruncationWarning``. For long documents, score passages:
+            ``first_stage >> pt.text.sliding(text_attr="text", prepend_attr=None) >> MonoElectra() >>
+            pt.text.max_passage()``.
         text_field: The column that holds the text.
-        activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, but for
-            logits beyond 16, which become ties.
+        activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, except
+            that logits beyond 16 become ties.
         verbose: Show a progress bar with pairs per second.
 
     Raises:
-        ValueError: A setting is out of its range, or, while scoring, a query or text is missing or no string, or a
-            score is not finite; the message names the docno.
-        CheckpointError: The model cannot be opened (while scoring, since it is opened then).
+        ValueError: A setting is out of range. While scoring: a query or text is missing or is not a string, or a score
+            is not finite; the message names the docno.
+        CheckpointError: The model cannot be opened (raised while scoring, since it is opened then).
         pt.validate.InputValidationError: The frame lacks a column.
 
     Method: Schlatt et al., Rank-DistiLLM: Closing the Effectiveness Gap Between Cross-Encoders and LLMs for Passage
@@ -117,11 +117,11 @@ class CrossEncoderReRanker(pt.Transformer):
         """Re-ranks.
 
         Args:
-            inp: Columns ``qid``, ``query``, ``docno`` and the text field, one row a (query, document); any index.
+            inp: Columns ``qid``, ``query``, ``docno`` and the text field, one row per (query, document); any index.
 
         Returns:
-            A new frame with the same rows and columns, ``score`` (float64 that holds the float32 logit) and ``rank``
-            (int64), and a plain index.
+            A new frame with the same rows and columns, ``score`` (the float32 logit as float64) and ``rank`` (int64),
+            and a default index.
         """
         self._check_settings()  # again: set_parameter changes them unchecked
         self.check_columns(inp)
@@ -137,7 +137,7 @@ class CrossEncoderReRanker(pt.Transformer):
         return ranked(inp, self._activated(scored.scores))
 
     def transform_iter(self, inp: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        """As ``transform``, on records. All are read before the first is returned, since ranks need them all."""
+        """Like ``transform``, on records. All are read before the first is returned, since ranks depend on all."""
         records = list(inp)
         return cast(Any, self.transform(pd.DataFrame(records)).to_dict(orient="records")) if records else []
 
@@ -148,7 +148,7 @@ class CrossEncoderReRanker(pt.Transformer):
 
     @property
     def scorer(self) -> Scorer:
-        """What turns (query, text) pairs into scores (opened on first use)."""
+        """The scorer of (query, text) pairs (opened on first use)."""
         return self._open()[1]
 
     def clone(self, **changes: Any) -> CrossEncoderReRanker:
@@ -212,7 +212,7 @@ class CrossEncoderReRanker(pt.Transformer):
         """Uploads what ``save`` writes to the Hugging Face hub.
 
         Args:
-            repo_id: ``"owner/name"``; made where it does not exist.
+            repo_id: ``"owner/name"``; created if it does not exist.
             private: Whether a new repository is private.
             token: Access token; default: the one of ``hf auth login``.
             format: As for ``save``: ``"transformers"`` for a model that transformers and Sentence Transformers open.
@@ -258,7 +258,7 @@ class CrossEncoderReRanker(pt.Transformer):
         return tuple(getattr(self, name) for name in _OPENING)
 
     def _open(self) -> tuple[Checkpoint, Scorer]:
-        # Settings may have changed since (set_parameter), so what is open is kept with the settings it was opened for.
+        # Settings may have changed since (set_parameter), so the open model is kept with the settings it was made with.
         if self._opened is None or self._opened[0] != self._opening():
             if isinstance(self.model, Checkpoint):
                 checkpoint = self.model
@@ -285,10 +285,7 @@ class CrossEncoderReRanker(pt.Transformer):
         if isinstance(self.model, Checkpoint):
             require("revision", self.revision is None, "None where model is an open Checkpoint")
         elif looks_like_path(self.model):
-            try:
-                locate(self.model, revision=self.revision)
-            except CheckpointError as error:
-                raise CheckpointError(f"{type(self).__name__}: {error}") from None
+            locate(self.model, revision=self.revision, who=type(self).__name__)
 
     def check_columns(self, inp: pd.DataFrame) -> None:
         """Whether a frame has what ``transform`` needs.
@@ -321,16 +318,19 @@ class CrossEncoderReRanker(pt.Transformer):
                     f"{type(self).__name__}: {name} is missing in {missing.sum()} of {len(inp)} rows, first in row "
                     f"{int(missing.argmax())} (from 0). Every row needs a qid and a docno."
                 )
+            strings = [value for value in inp[name].tolist() if isinstance(value, str)]
+            odd = first_no_text(strings)
+            if odd is not None:
+                raise ValueError(f"{type(self).__name__}: {name} is {told(strings[odd])}. Such ids cannot be written.")
 
     def _strings(self, inp: pd.DataFrame, column: str) -> list[str]:
         values: list[Any] = inp[column].tolist()
-        bad = [row for row, value in enumerate(values) if not isinstance(value, str)]
-        if not bad:
+        row = first_no_text(values)
+        if row is None:
             return values
-        row = bad[0]
+        bad = [value for value in values if not is_text(value)]
         value = values[row]
         docno, qid = (inp[name].iloc[[row]].tolist()[0] for name in ("docno", "qid"))
-        what = "missing" if value is None or value is pd.NA or value != value else f"no string but {value!r}"
         remedy = (
             "Give every topic a query."
             if column == "query"
@@ -338,8 +338,8 @@ class CrossEncoderReRanker(pt.Transformer):
             f"`pt.apply.generic(lambda df: df.dropna(subset=[{column!r}]))` (an empty string is scored)."
         )
         raise ValueError(
-            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {what}; so it is in {len(bad)} of "
-            f"{len(values)} rows. {remedy}"
+            f"{type(self).__name__}: {column} of docno {docno!r} (qid {qid!r}) is {told(value)}; so it is in "
+            f"{len(bad)} of {len(values)} rows. {remedy}"
         )
 
     def _check_finite(self, inp: pd.DataFrame, scores: NDArray[np.float32]) -> None:
@@ -370,9 +370,15 @@ class CrossEncoderReRanker(pt.Transformer):
             )
             if number
         ]
+        remedies = []
+        if scored.query_cuts:
+            remedies.append("Longer queries are read with query_length=.")
+        if scored.doc_cuts:
+            sliding = f"pt.text.sliding(text_attr={self.text_field!r}, prepend_attr=None)"
+            remedies.append(f"Score long documents by their passages: {sliding} >> ... >> pt.text.max_passage().")
         warnings.warn(
-            f"{type(self).__name__} cut {' and '.join(cuts)} in {scored.distinct} pairs. For long documents score "
-            f"passages (pt.text.sliding() >> ... >> pt.text.max_passage()). This is said once per transformer.",
+            f"{type(self).__name__} cut {' and '.join(cuts)} in {scored.distinct} pairs. {' '.join(remedies)} This is "
+            f"said once per transformer.",
             TruncationWarning,
             stacklevel=3,
         )
@@ -399,7 +405,7 @@ MonoElectra = MonoElectraReRanker
 def ranked(inp: pd.DataFrame, scores: NDArray[np.float32]) -> pd.DataFrame:
     """The rows of ``inp`` by qid, descending score, descending docno (trec_eval's order), with score and rank."""
     out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
-    # float64, as PyTerrier's other scores; each value is the float32 one.
+    # float64, like PyTerrier's other scores; each value is the float32 one.
     keys = pd.DataFrame({"qid": out["qid"], "score": scores.astype(np.float64), "docno": out["docno"].astype(str)})
     keys = keys.sort_values(["qid", "score", "docno"], ascending=[True, False, False], kind="stable")
     out = out.iloc[keys.index.to_numpy()].reset_index(drop=True)

@@ -47,7 +47,7 @@ def test_rerank_writes_what_the_pipeline_gives(
     [
         (["missing.run", "out.run", "--dataset", "rankdistillm:demo"], "missing.run"),
         (["{run}", "out.doc", "--dataset", "rankdistillm:demo"], "out.doc"),
-        (["{run}", "out.run"], "Name the dataset"),
+        (["{run}", "out.run"], "--topics or --dataset must be given"),
         (["{run}", "out.run", "--dataset", "rankdistillm:demo", "--depth", "0"], "--depth must be at least 1, got 0"),
         (["{run}", "out.run", "--dataset", "rankdistillm:demo", "--model", "./nothing"], "nothing is no folder"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyterrier_rankdistillm
+import pyterrier_rankdistillm.errors
 
 PACKAGE = Path(pyterrier_rankdistillm.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -172,3 +174,33 @@ def test_types_are_marked_as_shipped() -> None:
 def test_version_is_the_metadata_s() -> None:
     assert pyterrier_rankdistillm.__version__ == version("pyterrier-rankdistillm")
     assert pyterrier_rankdistillm.__version__.count(".") == 2
+
+
+OURS = {name for name, kind in vars(pyterrier_rankdistillm.errors).items() if isinstance(kind, type)}
+
+
+def messages_passed_on(file: Path) -> list[int]:
+    """The lines where an error of the package is caught and its message becomes part of another one's."""
+    lines = []
+    for handler in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(handler, ast.ExceptHandler) or handler.name is None or handler.type is None:
+            continue
+        caught = {node.attr if isinstance(node, ast.Attribute) else node.id for node in ast.walk(handler.type)
+                  if isinstance(node, ast.Name | ast.Attribute)}  # fmt: skip
+        if not caught & OURS:
+            continue
+        for node in ast.walk(handler):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                told = [n for argument in node.exc.args for n in ast.walk(argument)]
+                if any(isinstance(n, ast.Name) and n.id == handler.name for n in told):
+                    lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_message_has_one_author(file: Path) -> None:
+    """Nobody cuts the message of another function, or puts a name before it: low rooms are told who asks."""
+    assert messages_passed_on(file) == []
+    text = file.read_text(encoding="utf-8")
+    assert ".removeprefix(" not in re.sub(r"\.removeprefix\((PREFIX|\"irds:\"|\"-\"|\"bytes\")\)", "", text)
+    assert not re.search(r"in str\((error|caught)\)(?![.])", text)  # no word of a message is program logic

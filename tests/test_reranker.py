@@ -291,7 +291,13 @@ def test_doubled_columns_are_an_error(frame: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize(
     ("value", "what"),
-    [(None, "missing"), (float("nan"), "missing"), (pd.NA, "missing"), (3, "no string but 3"), (b"sun", "no string")],
+    [
+        (None, "missing"),
+        (float("nan"), "missing"),
+        (pd.NA, "missing"),
+        (3, "not a string but 3"),
+        (b"sun", "not a string"),
+    ],
     ids=["None", "nan", "NA", "number", "bytes"],
 )
 @pytest.mark.usefixtures("never_opened")
@@ -360,7 +366,7 @@ def test_truncation_is_said_once_with_its_share(mono: MonoElectraReRanker) -> No
     text = str(said[0].message)
     for part in ("50.0% of the queries (beyond 6 tokens)", "50.0% of the texts (beyond 16 tokens)", "4 pairs"):
         assert part in text
-    assert "pt.text.sliding()" in text
+    assert "pt.text.sliding(text_attr='text', prepend_attr=None) >> ... >> pt.text.max_passage()" in text
     mono(frame)  # warnings are errors here
 
 

@@ -16,7 +16,7 @@ _FOLDER = resources.files(__package__) / "collection"
 class DemoDataset(pt.datasets.Dataset):
     """``pt.get_dataset("rankdistillm:demo")``: about 200 passages on everyday and scientific subjects.
 
-    Queries mostly use other words than the passages that answer them, so that there is something to gain over BM25.
+    Queries mostly use other words than the passages that answer them, so that BM25 can be improved upon.
     Grades: 3 answers the query, 2 answers it in part, 1 is on its subject, 0 is judged and not relevant.
     """
 
@@ -44,7 +44,7 @@ class DemoDataset(pt.datasets.Dataset):
         return qrels[["qid", "docno", "label", "iteration"]]
 
     def get_results(self, variant: str | None = None) -> pd.DataFrame:
-        """The BM25 run that ships with the collection (top 50), with ``query``; no text, as first stages give none."""
+        """The BM25 run that ships with the collection (top 50), with ``query`` but, like most first stages, no text."""
         _no_variant(variant)
         with resources.as_file(_FOLDER / "bm25.run.gz") as file:
             run = pt.io.read_results(str(file), format="trec").drop(columns="name")
@@ -89,6 +89,10 @@ class DemoTextLoader(pt.Transformer):
         if unknown:
             raise KeyError(f"rankdistillm:demo has no passage {unknown[0]!r} ({len(unknown)} such rows).")
         return inp.assign(text=[self.texts[docno] for docno in inp["docno"]])
+
+    def attributes(self) -> list[Any]:
+        """Drawings do not carry the collection."""
+        return []
 
     def __repr__(self) -> str:
         return "DemoTextLoader()"

@@ -23,7 +23,7 @@ DEPTH = 50
 
 
 def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str = "q01") -> pd.DataFrame:
-    """Compares BM25 with BM25 >> MonoElectra on the demo collection, and prints what comes out.
+    """Compares BM25 with BM25 >> MonoElectra on the demo collection, and prints the results.
 
     Args:
         model: The re-ranker's checkpoint.
@@ -49,7 +49,7 @@ def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str =
         print(f"rankdistillm:demo: {passages} passages, {len(topics)} queries; BM25: {origin}\n")
         started = time.perf_counter()
         with warnings.catch_warnings():
-            # BM25 runs twice on purpose, so that each system's time is its own.
+            # BM25 runs twice on purpose, so that each system's time includes it.
             warnings.filterwarnings("ignore", message="There are shared pipeline components")
             table: pd.DataFrame = pt.Experiment(
                 [bm25, bm25 >> reranker],
@@ -77,7 +77,7 @@ def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str =
 
 
 def _first_stage(dataset: DemoDataset, folder: Path) -> tuple[pt.Transformer, str]:
-    """BM25 with text: over a live PISA index where it is installed, else the run that ships with the collection."""
+    """BM25 with text: over a live PISA index if PISA is installed, else the run that ships with the collection."""
     if find_spec("pyterrier_pisa") is None:
         run = pt.Transformer.from_df(dataset.get_results())
         return run >> dataset.text_loader(), "the run that ships with it (a live index: pip install pyterrier-pisa)"
@@ -93,7 +93,7 @@ def _first_stage(dataset: DemoDataset, folder: Path) -> tuple[pt.Transformer, st
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Hides what PISA's C++ code writes to the process's own stdout and stderr."""
+    """Hides the output of PISA's C++ code on the process's stdout and stderr."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
@@ -109,7 +109,7 @@ def _silenced() -> Iterator[None]:
 
 
 def _before_and_after(before: pd.DataFrame, after: pd.DataFrame, qrels: pd.DataFrame, top: int = 5) -> pd.DataFrame:
-    """The top of a ranking after re-ranking, with each passage's rank before (both from 1) and its grade."""
+    """The top of a ranking after re-ranking, with each passage's rank before it (both from 1) and its grade."""
     old_rank = dict(zip(before["docno"], before["rank"] + 1, strict=True))
     grade = dict(zip(qrels["docno"], qrels["label"], strict=True))
     head = after.sort_values("rank").head(top)

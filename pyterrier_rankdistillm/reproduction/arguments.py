@@ -1,40 +1,38 @@
-"""The arguments of ``reproduce``, checked together, and what follows from them."""
+"""The arguments of ``reproduce``, checked together, and values derived from them."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import pandas as pd
 import pyterrier as pt
 from ir_measures import Measure
 
 from ..checks import is_whole, whole
 from ..extras import missing
+from ..runs.given import GivenRun
 from .catalogue import DEPTH, FIRST_STAGE, Table
 from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
 from .pooling import Mode
-from .tasks import Run
 
 CONDENSED = "first stage, condensed"
-"""The row of the first stage's documents whose text is there, in its order."""
+"""The row for the first stage cut to the documents that have a text."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of ``reproduce``, which says what they mean.
+    """The arguments of ``reproduce``; see there for their meaning.
 
     Raises:
-        ValueError: Some contradict themselves or each other; all are named.
+        ValueError: Arguments are invalid or contradict each other. The message names all of them.
     """
 
     table: Table
-    systems: dict[str, Run]
+    systems: dict[str, pt.Transformer | GivenRun | str]
     measures: tuple[Measure, ...]
     baseline: str | None
     mode: Mode
@@ -66,11 +64,11 @@ class Arguments:
 
     @property
     def needs_text(self) -> bool:
-        """Whether a system reads texts, or texts say what is ranked."""
+        """Whether a system reads texts, or only documents with a text are ranked."""
         return self.condensed or any(isinstance(system, pt.Transformer) for system in self.systems.values())
 
     def published_as(self, system: str) -> str | None:
-        """The published row that a system stands for."""
+        """The published row that a system is compared with."""
         if system == FIRST_STAGE:
             return FIRST_STAGE
         model = getattr(self.systems.get(system), "model", None)
@@ -78,17 +76,13 @@ class Arguments:
         return next((row for row in candidates if row in self.table.systems), None)
 
     def tolerance(self, system: str) -> float:
-        """How far a row may be from what was published."""
+        """The largest difference from a published value at which a row counts as reproduced."""
         return MODEL_TOLERANCE if isinstance(self.systems.get(system), pt.Transformer) else RUN_TOLERANCE
 
     def _problems_of_systems(self) -> Iterator[str]:
-        for name, system in self.systems.items():
+        for name in self.systems:
             if not isinstance(name, str) or not name.strip() or name in (FIRST_STAGE, CONDENSED):
                 yield f"names of systems must be strings, and not {FIRST_STAGE!r}, got {name!r}. Rename it."
-            if not isinstance(system, pt.Transformer | pd.DataFrame | str | os.PathLike):
-                yield f"system {name!r} must be a transformer, a run file or a frame, got {type(system).__name__}."
-            elif isinstance(system, str | os.PathLike) and not _may_be_read(system):
-                yield f"system {name!r} must be a run file that exists, got {os.fspath(system)!r}."
         files = [file_name(name) for name in self.systems if isinstance(name, str)]
         if len(set(files)) < len(files):
             yield f"names of systems must differ in letters and digits, got {', '.join(map(str, self.systems))}."
@@ -113,10 +107,6 @@ class Arguments:
             yield str(missing("pyarrow", "folder"))
 
 
-def _may_be_read(path: str | os.PathLike[str]) -> bool:
-    return "{task}" in os.fspath(path) or Path(path).expanduser().is_file()
-
-
 def file_name(name: str) -> str:
-    """A name as that of a file."""
+    """A name in a form that can be a file name."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"

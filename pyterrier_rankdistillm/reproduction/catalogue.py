@@ -1,4 +1,4 @@
-"""What the paper's tables hold: their tasks (``collections.csv``) and their cells (``published.csv``)."""
+"""The paper's tables: their tasks (``collections.csv``) and their cells (``published.csv``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Literal
 
 DEPTH = 100
-"""Documents a query, at most, in all tables."""
+"""The largest number of documents per query, in all tables."""
 
 FIRST_STAGE = "first stage"
 """The row of a table that holds the first stage itself."""
@@ -23,12 +23,12 @@ class Task:
 
     Args:
         name: The task's name in the tables.
-        corpus: What it is pooled under.
-        dataset: ir_datasets id of topics, qrels and documents; empty for tasks that are no part of the paper.
-        topics: How many topics ``dataset`` has; 0 where it is not known.
-        query_fields: What ``default_text()`` of its queries reads.
-        doc_fields: What ``default_text()`` of its documents reads.
-        relevant: The least label that is relevant in binary measures.
+        corpus: The corpus under which it is pooled.
+        dataset: ir_datasets id of topics, qrels and documents; empty for tasks that are not in the paper.
+        topics: The number of topics of ``dataset``; 0 if it is not known.
+        query_fields: The fields that ``default_text()`` of its queries reads.
+        doc_fields: The fields that ``default_text()`` of its documents reads.
+        relevant: The lowest label that is relevant in binary measures.
         tira: The task's id on TIRA.
         access: ``"download"``, or who has to be asked for the documents.
     """
@@ -45,7 +45,7 @@ class Task:
 
     @property
     def what_to_do(self) -> str:
-        """What to do where the task's data is missing."""
+        """What to do if the task's data is missing."""
         if self.access == "download":
             return "ir_datasets downloads it; or give topics, qrels and text."
         return f"Its documents need a {self.access}; then see ir-datasets.com for where they go, or give text."
@@ -59,8 +59,8 @@ class Cell:
         source: ``"paper"``, or ``"readme"``: the model zoos of its two repositories.
         system: The table's row.
         setting: First stage and task (``"bm25/trec-dl-2019"``), corpus, or a mean.
-        value: To the digits that were published.
-        significant: Whether it was marked as different from webis/monoelectra-base; None where nothing was marked.
+        value: The value, with the digits that were published.
+        significant: Whether it was marked as different from webis/monoelectra-base; None if no cells were marked.
     """
 
     source: str
@@ -75,7 +75,7 @@ class Table:
     """A table of the paper.
 
     Args:
-        name: What ``reproduce`` calls it.
+        name: Its name in ``reproduce``.
         tasks: Its tasks.
         cells: Its published cells.
         by: Whether a setting is a first stage on a task, or a corpus whose tasks are pooled.
@@ -88,7 +88,7 @@ class Table:
 
     @property
     def systems(self) -> list[str]:
-        """The published rows, but for the first stage."""
+        """The published rows, without the first stage."""
         return list(dict.fromkeys(cell.system for cell in self.cells if cell.system != FIRST_STAGE))
 
     def published(self, system: str, setting: str) -> dict[str, Cell]:

@@ -10,9 +10,9 @@ import pandas as pd
 from .catalogue import DEPTH, FIRST_STAGE, Table
 
 RUN_TOLERANCE = 0.0005
-"""Cells of run files: what rounding to three digits leaves open."""
+"""For cells of run files: the effect of rounding to three digits."""
 MODEL_TOLERANCE = 0.004
-"""Cells of released weights, scored anew: they were published from bf16-mixed runs."""
+"""For cells of released weights that are scored again: their published values come from bf16-mixed runs."""
 
 REPRODUCED, DIFFERS, NOT_COMPARABLE = "reproduced", "differs", "not comparable"
 NOT_COMPARED, NOT_PUBLISHED, NOT_RUN = "not compared", "not published", "not run"
@@ -31,11 +31,11 @@ class MeasuredCell:
     Args:
         setting: First stage and task, corpus, or mean.
         system: Its row.
-        published_as: The published row that it stands for, where there is one.
+        published_as: The published row that it is compared with, if there is one.
         value: nDCG@10.
         tolerance: The largest difference that still counts as reproduced.
-        significant: Whether it was found different from the baseline; None where that was not tested.
-        mismatches: Why it does not compare with what was published.
+        significant: Whether it differs significantly from the baseline; None if that was not tested.
+        mismatches: Why it is not comparable with the published cell.
     """
 
     setting: str
@@ -49,11 +49,11 @@ class MeasuredCell:
 
 @dataclass(frozen=True)
 class Identified:
-    """What a first stage turned out to be.
+    """Which of the paper's first stages a run is.
 
     Args:
-        name: The paper's name of it; None where it is none of the paper's.
-        problem: Why it is none of the paper's; None also where nothing was published.
+        name: The paper's name for it; None if it is not one of the paper's.
+        problem: Why it is not one of the paper's; also None if nothing was published.
     """
 
     name: str | None
@@ -61,12 +61,12 @@ class Identified:
 
 
 def identify(table: Table, name: str, place: str, value: float) -> Identified:
-    """Tells by nDCG@10 which of the paper's first stages a run is.
+    """Finds out by nDCG@10 which of the paper's first stages a run is.
 
     Args:
-        table: Whose first stages it may be.
-        name: What the user calls it: one of the paper's names must keep its word.
-        place: Task, or corpus where those are the settings.
+        table: The table with the possible first stages.
+        name: The user's name for it. If it is one of the paper's names, the run must be that first stage.
+        place: The task, or the corpus if the table's settings are corpora.
         value: nDCG@10.
     """
     known: dict[str, float] = {}
@@ -87,33 +87,33 @@ def identify(table: Table, name: str, place: str, value: float) -> Identified:
 def mismatches(
     *, first_stage: str | None, topics: Mapping[str, tuple[int, int]], depths: Sequence[int]
 ) -> tuple[str, ...]:
-    """What keeps measured cells from being comparable with published ones.
+    """The reasons why measured cells are not comparable with published ones.
 
     Args:
-        first_stage: The problem with the first stage, where there is one.
-        topics: How many there are and how many there should be, by task; 0 where the latter is not known.
-        depths: How many documents a topic usually has, by task.
+        first_stage: The problem with the first stage, if there is one.
+        topics: The actual and the expected number of topics, by task; the latter is 0 if it is not known.
+        depths: The usual number of documents per topic, by task.
     """
     found = [first_stage] if first_stage else []
     odd = {task: counts for task, counts in topics.items() if counts[0] != counts[1]}
     if odd:
         there, wanted = (sum(counts) for counts in zip(*odd.values(), strict=True))
         found.append(f"{there} of {wanted} topics of {next(iter(odd)) if len(odd) == 1 else f'{len(odd)} tasks'}")
-    # Shallower rankings than asked for also come from small corpora and rare words, so that only most must be full.
+    # Small corpora and rare words also give shallower rankings than asked for, so only most rankings must be full.
     found += [f"depth {depth}, not {DEPTH}" for depth in sorted(set(depths)) if depth != DEPTH]
     return tuple(found)
 
 
 def compare(table: Table, measured: Sequence[MeasuredCell], *, not_compared: str | None = None) -> pd.DataFrame:
-    """All cells, measured or published: first stages first, what was not run last.
+    """All cells, measured or published: first stages come first, and cells that were not run last.
 
     Args:
         table: The published cells.
-        measured: The measured ones.
-        not_compared: Why measured cells are not held against published ones, where they are not.
+        measured: The measured cells.
+        not_compared: Why measured cells are not compared with published ones; None if they are.
 
     Returns:
-        The columns ``COLUMNS``, a row a cell.
+        The columns ``COLUMNS``, one row per cell.
     """
     rows = []
     for cell in sorted(measured, key=lambda cell: cell.published_as != FIRST_STAGE):
@@ -143,7 +143,7 @@ def compare(table: Table, measured: Sequence[MeasuredCell], *, not_compared: str
 
 
 def within(difference: float, tolerance: float) -> bool:
-    """Whether a difference is within a tolerance, but for the last bits of floating point."""
+    """Whether a difference is within a tolerance, up to floating-point rounding."""
     return abs(difference) <= tolerance + 1e-9
 
 

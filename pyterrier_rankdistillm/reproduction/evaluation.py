@@ -1,4 +1,4 @@
-"""Finished runs to numbers, by ``pt.Experiment`` and ir-measures alone."""
+"""Evaluates finished runs, with ``pt.Experiment`` and ir-measures only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ir_measures import Measure, nDCG
 from .pooling import Pool
 
 MAIN = nDCG @ 10
-"""What the paper publishes, and tells first stages by."""
+"""The measure that the paper reports, and by which first stages are recognised."""
 
 CELL = {
     "setting": "object", "system": "object", "measure": "object", "value": "float64", "topics": "int64",
@@ -25,17 +25,17 @@ CELL = {
 
 
 def parse(measures: str | Measure | Sequence[str | Measure]) -> tuple[Measure, ...]:
-    """Measures as objects, each once, nDCG@10 first.
+    """Measures as objects, without duplicates, nDCG@10 first.
 
     Raises:
-        ValueError: One is none of ir-measures'.
+        ValueError: A measure is not one of ir-measures.
     """
     given = [measures] if isinstance(measures, str | Measure) else measures
     return tuple(dict.fromkeys((MAIN, *map(_parse, given))))
 
 
 def with_relevance(measures: Sequence[Measure], relevant: int) -> tuple[Measure, ...]:
-    """Binary measures with a least relevant label, unless they have one of their own."""
+    """The measures, where binary ones without a relevance level of their own get this one."""
     return tuple(
         measure(rel=relevant) if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params else measure
         for measure in measures
@@ -43,11 +43,11 @@ def with_relevance(measures: Sequence[Measure], relevant: int) -> tuple[Measure,
 
 
 def evaluate(pooled: Pool, measures: Sequence[Measure], baseline: str | None = None) -> list[dict[str, Any]]:
-    """Means over the topics, and tests against a baseline where there is something to test.
+    """Means over the topics, and tests against a baseline if there is something to test.
 
     Returns:
-        A record a system and measure: ``system``, ``measure``, ``value``, ``topics``, ``better``, ``worse``,
-        ``p_value``, ``p_value_corrected`` (Holm) and ``significant`` (None where nothing was tested).
+        One record per system and measure: ``system``, ``measure``, ``value``, ``topics``, ``better``, ``worse``,
+        ``p_value``, ``p_value_corrected`` (Holm) and ``significant`` (None if nothing was tested).
     """
     tests: dict[str, Any] = {}
     if baseline is not None and len(pooled.runs) > 1:
@@ -77,20 +77,20 @@ def by_query(pooled: Pool, measures: Sequence[Measure]) -> pd.DataFrame:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """0 where a value is 0."""
+    """The geometric mean; 0 if a value is 0."""
     return float(np.exp(np.mean(np.log(values)))) if min(values) > 0 else 0.0
 
 
 def _experiment(pooled: Pool, measures: Sequence[Measure], **options: Any) -> pd.DataFrame:
     systems: Mapping[str, Any] = {name: pt.Transformer.from_df(run) for name, run in pooled.runs.items()}
-    experiment = cast(Any, pt.Experiment)  # its overloads know no keyword arguments that come as a mapping
+    experiment = cast(Any, pt.Experiment)  # its overloads do not accept keyword arguments from a mapping
     # Not validated: what the frames hold was checked when they were made.
     frame: pd.DataFrame = experiment(systems, pooled.topics, pooled.qrels, list(measures), validate="ignore", **options)
     return frame
 
 
 def _paired_t_test(values: Any, baseline: Any) -> tuple[float, float]:
-    """As scipy, but p is 1 where systems differ on no topic: NaN, of 0 / 0, would be corrected to a significant one."""
+    """Like scipy's, but p is 1 if systems differ on no topic: NaN (0 / 0) would become significant by correction."""
     from scipy import stats  # type: ignore[import-untyped]  # slow to load, and only needed for tests
 
     if np.array_equal(values, baseline) or len(values) < 2:

@@ -1,4 +1,4 @@
-"""Tasks of one corpus as one set of topics, judgements and runs: as the paper's notebook did it, and corrected."""
+"""Pools the tasks of a corpus into one set of topics, judgements and runs, as in the paper's notebook or corrected."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Mode = Literal["corrected", "as_published"]
 
 @dataclass(frozen=True)
 class Part:
-    """A task and what was run on it.
+    """A task and the runs on it.
 
     Args:
         task: Its name.
         topics: Column ``qid``; the judged topics.
         qrels: Columns ``qid``, ``docno``, ``label``.
         runs: Runs with ``qid``, ``docno``, ``score`` and ``rank``, by system.
-        as_found: By what number a topic goes in the first stage's run file, where it is another than in the topics.
+        as_found: The number of a topic in the first stage's run file, by its qid, if the two differ.
     """
 
     task: str
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Pool:
-    """What is evaluated together.
+    """Topics, judgements and runs that are evaluated together.
 
     Args:
         topics: Column ``qid``.
@@ -46,14 +46,14 @@ class Pool:
 
 
 def pool(parts: Sequence[Part], mode: Mode) -> Pool:
-    """Pools the tasks of a corpus, all of which hold the same systems.
+    """Pools the tasks of a corpus, all of which have the same systems.
 
-    ``"as_published"`` concatenates them as they are. Topics of different tasks that have one number fall together: a
-    document that was retrieved or judged twice for a number counts as it was the last time. Only topics that every
-    system has found documents for are kept.
+    ``"as_published"`` concatenates them as they are. Topics of different tasks with the same number are merged: if a
+    document was retrieved or judged twice for a number, the last time counts. Only topics for which every system found
+    documents are kept.
 
-    ``"corrected"`` gives each task's topics names of their own (``task:qid``, where there are several tasks), so that
-    nothing falls together, and keeps all judged topics: one without documents counts as 0.
+    ``"corrected"`` gives the topics of each task distinct names (``task:qid``, if there are several tasks), so that
+    none are merged. It keeps all judged topics: a topic without documents counts as 0.
     """
     if mode == "as_published":
         return _as_published(parts)

@@ -1,4 +1,4 @@
-"""A reproduction as text, Markdown, LaTeX, a page, and a plot."""
+"""Shows a reproduction as text, Markdown, LaTeX, an HTML page, or a plot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .result import Reproduction
 
-_WIDE = 5  # columns; wider tables are turned over, so that settings go down the page
+_WIDE = 5  # columns; wider tables are transposed, so that settings become rows
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": "$\\sim$",
@@ -36,9 +36,9 @@ class Entry:
     """A number in a printed table.
 
     Args:
-        text: Three digits; empty where nothing was measured.
-        place: 1 for the best of its setting, 2 for the second, else 0. Equal digits share a place.
-        significant: Whether it differs from the baseline.
+        text: The value with three digits; empty if nothing was measured.
+        place: 1 for the best of its setting, 2 for the second best, else 0. Equal digits share a place.
+        significant: Whether it differs significantly from the baseline.
     """
 
     text: str = ""
@@ -47,7 +47,7 @@ class Entry:
 
     @property
     def marked(self) -> str:
-        """The number, with a star where it is significant."""
+        """The number, with a star if it is significant."""
         return f"{self.text}*" if self.significant else self.text
 
 
@@ -56,9 +56,9 @@ class Grid:
     """A table as it is printed.
 
     Args:
-        corner: What the rows are.
+        corner: The header of the column of row names.
         header: The columns' names.
-        rows: Each row's name and entries.
+        rows: The name and the entries of each row.
     """
 
     corner: str
@@ -66,14 +66,14 @@ class Grid:
     rows: list[tuple[str, list[Entry]]]
 
     def turned(self) -> Grid:
-        """Rows as columns."""
+        """The transposed table."""
         names = [name for name, _ in self.rows]
         columns = [[entries[i] for _, entries in self.rows] for i in range(len(self.header))]
         return Grid("setting", names, list(zip(self.header, columns, strict=True)))
 
 
 def row_names(cells: pd.DataFrame) -> dict[str, str]:
-    """What a system's row is called: it says so where a system ranked only a part of the documents."""
+    """The names of the systems' rows, which say whether a system ranked only a part of the documents."""
     part = set(cells["system"][cells["documents"] < cells["retrieved"]])
     return {name: f"{name} (condensed)" if name in part - {CONDENSED} else name for name in cells["system"].unique()}
 
@@ -82,7 +82,7 @@ def grid(result: Reproduction) -> Grid:
     """The numbers of a result, ready to print."""
     entries: dict[tuple[str, str], dict[str, Entry]] = {}
     for (setting, measure), cells in result.cells.groupby(["setting", "measure"], sort=False):
-        # The whole first stage is no competitor of systems that ranked a part of it.
+        # The whole first stage does not compete with systems that ranked only a part of it.
         condensed = CONDENSED in set(cells["system"])
         shown = {row["system"]: f"{row['value']:.3f}" for row in cells.to_dict("records")}
         rivals = {text for system, text in shown.items() if not (condensed and system == FIRST_STAGE)}
@@ -108,7 +108,7 @@ def grid(result: Reproduction) -> Grid:
 
 
 def caption(result: Reproduction) -> str:
-    """What the numbers are."""
+    """A caption that says what the numbers are."""
     topics = sorted({int(n) for n in result.cells["topics"]})
     counts = f"{topics[0]} topics" if len(topics) == 1 else f"{topics[0]} to {topics[-1]} topics"
     how = f", tasks pooled {result.mode.replace('_', ' ')}" if not result.tasks.empty else ""
@@ -117,7 +117,7 @@ def caption(result: Reproduction) -> str:
 
 
 def verdict(result: Reproduction) -> str:
-    """One sentence on what agrees with what was published."""
+    """One sentence on how many cells agree with the published ones."""
     counts = result.comparison["status"].value_counts()
     said = ", ".join(f"{counts[status]} {status}" for status in counts.index if status != NOT_RUN)
     left = f"; {counts[NOT_RUN]} published cells were not run" if NOT_RUN in counts else ""
@@ -130,7 +130,7 @@ def verdict(result: Reproduction) -> str:
 
 
 def compared(result: Reproduction) -> list[dict[str, str]]:
-    """The comparison's rows that were run, as they are printed."""
+    """The rows of the comparison that were run, as they are printed."""
     run = result.comparison[result.comparison["status"] != NOT_RUN]
     return [
         {
@@ -212,7 +212,7 @@ def fragment(result: Reproduction) -> str:
 
 
 def page(result: Reproduction) -> str:
-    """One HTML page that needs nothing beside it."""
+    """One self-contained HTML page."""
     jinja2 = require("jinja2", "The page")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -241,7 +241,7 @@ def page(result: Reproduction) -> str:
 
 
 def plot(result: Reproduction) -> Figure:
-    """A panel a setting: dots for measured values, open diamonds for published ones."""
+    """One panel per setting: dots for measured values, open diamonds for published ones."""
     require("matplotlib", "The plot")
     from matplotlib.figure import Figure
 
@@ -286,7 +286,7 @@ def task_rows(result: Reproduction) -> list[tuple[str, list[str]]]:
 
 
 def panels(result: Reproduction) -> Iterator[dict[str, Any]]:
-    """What is drawn of each setting: values, and where they lie between ``low`` and ``high``."""
+    """What is drawn for each setting: the values, and their positions between ``low`` and ``high``."""
     run = result.comparison[result.comparison["status"] != NOT_RUN]
     names = row_names(result.cells)
     for setting, rows in run.groupby("setting", sort=False):
@@ -306,7 +306,7 @@ def panels(result: Reproduction) -> Iterator[dict[str, Any]]:
 
 
 def differences(result: Reproduction) -> Iterator[dict[str, Any]]:
-    """Of each setting, what systems change by topic: against the first stage, and against the baseline."""
+    """For each setting, the systems' differences by topic: from the first stage, and from the baseline."""
     main = result.per_query[result.per_query["measure"] == str(MAIN)]
     for setting, rows in main.groupby("setting", sort=False):
         values = rows.pivot_table(index="qid", columns="system", values="value", aggfunc="first")
@@ -348,7 +348,7 @@ def _chart(
 
 
 def _by_number(qid: str) -> tuple[str, int, str]:
-    """Topics in the order of their numbers, where they have any."""
+    """Sorts topics by their numbers, if they have any."""
     task, _, number = qid.rpartition(":")
     return (task, int(number), "") if number.isdecimal() else (task, -1, number)
 
@@ -358,7 +358,7 @@ def _number(value: Any, form: str = ".3f") -> str:
 
 
 def _used_columns(rows: list[dict[str, str]]) -> list[str]:
-    """The columns of the comparison that hold something."""
+    """The columns of the comparison that are not empty."""
     return [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
 
 

@@ -1,4 +1,4 @@
-"""The paper's tables, run with ``pt.Experiment`` and measured against what was published."""
+"""Runs the paper's tables with ``pt.Experiment``, and compares the results with the published ones."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pyterrier as pt
 from ir_measures import Measure, nDCG
 
 from ..errors import ReproductionError
+from ..runs.given import GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of
 from ..runs.records import hardware, versions
 from . import tasks as task_data
 from .arguments import CONDENSED, Arguments
@@ -26,27 +27,26 @@ from .evaluation import CELL, MAIN, by_query, evaluate, geometric_mean, parse, w
 from .pooling import Mode, Pool, pool
 from .result import Reproduction
 from .systems import Systems, TaskRuns
-from .tasks import Given, Run, Text
 
 
 def reproduce(
     name: str | pt.datasets.Dataset,
-    systems: Mapping[str, Run],
+    systems: Mapping[str, Ranker],
     *,
-    first_stage: Run | Mapping[str, Any],
+    first_stage: pt.Transformer | Run | Mapping[str, Any],
     measures: Sequence[str | Measure] = (nDCG @ 10,),
     baseline: str | None = None,
     mode: Mode = "corrected",
     depth: int = DEPTH,
     published: Mapping[str, str] | None = None,
-    topics: Given | Mapping[str, Given] | None = None,
-    qrels: Given | Mapping[str, Given] | None = None,
-    text: Text | Mapping[str, Text] | None = None,
+    topics: Topics | Mapping[str, Topics] | None = None,
+    qrels: Qrels | Mapping[str, Qrels] | None = None,
+    text: Texts | Mapping[str, Texts] | None = None,
     condensed: bool = False,
     folder: str | os.PathLike[str] | None = None,
     verbose: bool = False,
 ) -> Reproduction:
-    """Runs systems as a table of the paper did, and holds each cell against the published one.
+    """Evaluates systems as in a table of the paper, and compares each cell with the published one.
 
     ::
 
@@ -54,43 +54,45 @@ def reproduce(
         result = reproduce("trec-dl-2019", {"base": base}, first_stage="colbert.run.gz")
         result.table, result.comparison, result.to_html("report.html")
 
-    A cell is reproduced if it is within the tolerance of a published one (0.0005 for run files, 0.004 for models, which
-    were published from bf16-mixed runs) and number of topics, depth and first stage are the paper's. Which first stage
-    a run is shows in its own nDCG@10, which is checked before any system runs.
+    A cell is reproduced if it is within the tolerance of a published one, and number of topics, depth and first stage
+    are the paper's. The tolerance is 0.0005 for run files, and 0.004 for models, whose published values come from
+    bf16-mixed runs. A first stage is recognised by its own nDCG@10, which is checked before any system runs.
 
     Args:
         name: ``"trec-dl-2019"``, ``"trec-dl-2020"``, ``"trec-dl"`` (both years and their mean), ``"tirex"``,
             ``"ablation-loss"`` or ``"ablation-size"`` (queries x depth; both on TREC DL); or any other ir_datasets id
             or PyTerrier dataset, for which nothing was published.
-        systems: Re-rankers by name, which get ``qid``, ``query``, ``docno``, ``text``, ``score`` and ``rank``; or
-            finished runs (files or frames) that were made over the same first stage. None: the first stage alone.
+        systems: Re-rankers by name (any transformer, a hub id or folder, a fitted estimator), which get ``qid``,
+            ``query``, ``docno``, ``text``, ``score`` and ``rank``; or finished runs (files or frames). Of a finished
+            run only the documents count that the first stage has among its top ``depth``, as in the paper's notebook.
+            None: the first stage alone.
         first_stage: A run (file or frame) or a retriever; or a mapping of first stages by name (``"bm25"``,
-            ``"colbertv2"``), or by task or corpus, or by name and then by task. In the name of a file ``{task}``
-            stands for the task, with dashes for slashes. ``"tira"`` (or ``"tira:task/team/software"``) asks TIRA.
-        measures: ir-measures' measures, as objects or names; nDCG@10 is always added. Binary ones without a relevance
+            ``"colbertv2"``), or by task or corpus, or by name and then by task. In a file name, ``{task}`` is replaced
+            by the task, with dashes instead of slashes. ``"tira"`` (or ``"tira:task/team/software"``) fetches TIRA's.
+        measures: Measures of ir-measures, as objects or names; nDCG@10 is always added. Binary ones without a relevance
             level of their own get the task's (2 on TREC DL).
         baseline: The system to test the others against, by paired t-test with Holm's correction over the systems of
             the call; default: the first system.
-        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which published cells
-            compare with; see ``pooling.pool``.
-        depth: Documents a topic, at most.
-        published: Which published row a system stands for, by the system's name; default: that of the model it was
-            loaded from, or of its own name. ``table(name).systems`` of ``tables.catalogue`` lists them.
+        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which alone is
+            comparable with published cells; see ``pooling.pool``.
+        depth: Largest number of documents per topic.
+        published: The published row that a system is compared with, by the system's name; default: that of the model it
+            was loaded from, or of its own name. ``table(name).systems`` of ``reproduction.catalogue`` lists them.
         topics: A frame, a file (qid, tab, query) or a dataset, or a mapping of those by task or corpus; default:
             ir_datasets'. Topics without judgements are left out.
         qrels: Likewise: a frame, a TREC file or a dataset.
         text: Likewise: a frame with ``docno`` and ``text``, a file (JSON lines), a dataset, or a text loader. Needed
-            for systems that are no runs.
-        condensed: Rank only the documents that ``text`` has. Such cells are marked as condensed lists, and compare with
-            nothing that was published.
-        folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call goes on where
-            an earlier one stopped. Needs pyarrow.
-        verbose: Say on stderr what is found, and show progress bars.
+            for systems that are not runs.
+        condensed: Rank only the documents that ``text`` has. Such cells are marked as condensed lists, and are not
+            comparable with published values.
+        folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call continues
+            where an earlier one stopped. Needs pyarrow.
+        verbose: Report results on stderr, and show progress bars.
 
     Raises:
-        ValueError: Arguments that contradict each other or themselves; all are named.
-        ReproductionError: Nothing could be run; the message says what to do for each task. Or a system drops, invents
-            or repeats documents, or gives scores that are no numbers.
+        ValueError: Arguments are invalid or contradict each other. The message names all of them.
+        ReproductionError: Nothing could be run; the message says what to do for each task. Or a system omits, repeats
+            or adds documents, or gives scores that are not numbers.
         FileExistsError: ``folder`` holds runs of other work.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -100,7 +102,7 @@ def reproduce(
         raise ValueError(f"reproduce: systems must be a mapping of names to systems, got {type(systems).__name__}.")
     arguments = Arguments(
         table=chosen,
-        systems=dict(systems),
+        systems={name: _system(name, system) for name, system in systems.items()},
         measures=parse(measures),
         baseline=baseline,
         mode=mode,
@@ -114,12 +116,20 @@ def reproduce(
         verbose=verbose,
     )
     stages = task_data.first_stages(first_stage, chosen)
+    task_data.check_sources(stages, arguments)
     with ExitStack() as stack:
         scratch = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         result = _Reproducing(arguments, Systems(arguments, scratch / "runs")).run(stages)
     if arguments.folder is not None:
         result.save(arguments.folder)
     return result
+
+
+def _system(name: str, given: Any) -> pt.Transformer | GivenRun | str:
+    """What ranks or has ranked; the name of a file with ``{task}`` in it stays, since a task says which file it is."""
+    if isinstance(given, str | os.PathLike) and task_data.names_each_task(given):
+        return os.fspath(given)
+    return ranker_of(given, who="reproduce", argument=f"system {name!r}")
 
 
 class _Reproducing:
@@ -171,20 +181,20 @@ class _Reproducing:
         by_setting = {}
         for r in ranked:
             name, problems = self._checked(stage, r.task.name, [r])
-            # A run that turns out to be one of the paper's goes under the paper's name, unless another one does.
+            # A run that is recognised as one of the paper's gets the paper's name, unless another one has it.
             known = f"{name}/{r.task.name}"
             by_setting[known if name and known not in taken else f"{stage}/{r.task.name}"] = ([r], problems)
         return by_setting
 
     def _checked(self, stage: str, place: str, ranked: list[TaskRuns]) -> tuple[str | None, tuple[str, ...]]:
-        """The paper's name of a first stage, and what keeps its cells from comparing with the paper's."""
+        """The paper's name for a first stage, and why its cells are not comparable with the paper's."""
         pooled = self._pool(place, ranked, {FIRST_STAGE: "found"})
         value = evaluate(pooled, (MAIN,))[0]["value"]
         identified = identify(self.table, stage, place, value)
         problems = mismatches(
             first_stage=identified.problem,
             topics={r.task.name: r.topic_counts for r in ranked},
-            # Small corpora have fewer documents to find, so that there only what was asked for counts.
+            # Small corpora have fewer documents to find, so only the requested depth counts there.
             depths=[self.arguments.depth if self.pools_tasks else r.usual_depth for r in ranked],
         )
         problems = problems if self.table.cells else ()
@@ -199,7 +209,7 @@ class _Reproducing:
         measures = with_relevance(arguments.measures, ranked[0].task.relevant)
         found, kept = sum(len(r.found) for r in ranked), sum(len(r.kept) for r in ranked)
         part = self._part_of(setting, ranked)
-        if arguments.condensed:  # the first stage as it is does not belong to the systems that are compared
+        if arguments.condensed:  # the whole first stage is not one of the systems that are compared
             whole = self._pool(setting, ranked, {FIRST_STAGE: "found"})
             self._add(setting, ranked, whole, measures, None, (found, found))
             self._to_compare(setting, FIRST_STAGE, (*part, *problems))
@@ -209,14 +219,12 @@ class _Reproducing:
         alone = len(self._pool(setting, ranked, {FIRST_STAGE: "found"}).topics)
         shared = (f"{len(pooled.topics)} of {alone} topics that every system has",) * (len(pooled.topics) != alone)
         for system in pooled.runs:
-            others = sum(r.others(system) for r in ranked)
-            strange = (f"{others} documents that the first stage has not",) if others else ()
-            self._to_compare(setting, system, (*part, *problems, *condensed, *shared, *strange))
+            self._to_compare(setting, system, (*part, *problems, *condensed, *shared))
         if self.pools_tasks:
             self._add_tasks(ranked)
 
     def _pool(self, setting: str, ranked: list[TaskRuns], rows: Mapping[str, str]) -> Pool:
-        """Tasks pooled, with the runs of some rows: what was ``"found"``, what was ``"kept"`` of it, or ``"runs"``."""
+        """Pools tasks with the runs of some rows: the first stage's ``"found"`` or ``"kept"``, or the ``"runs"``."""
         parts = [
             r.part({row: r.runs[row] if which == "runs" else getattr(r, which) for row, which in rows.items()})
             for r in ranked
@@ -235,7 +243,7 @@ class _Reproducing:
         baseline: str | None,
         documents: tuple[int, int],
     ) -> None:
-        """Evaluates runs twice: means with their tests, and query by query."""
+        """Evaluates runs in two ways: means with their tests, and query by query."""
         counts = {"setting": setting, "documents": documents[0], "retrieved": documents[1]}
         self.cells += [{**counts, **cell} for cell in evaluate(pooled, measures, baseline)]
         frame = by_query(pooled, measures)
@@ -245,14 +253,14 @@ class _Reproducing:
         self.per_query.append(frame)
 
     def _add_tasks(self, ranked: list[TaskRuns]) -> None:
-        """Task by task, each on its own topics."""
+        """Evaluates task by task, each on its own topics."""
         for r in ranked:
             alone = pool([r.part({self.arguments.first_row: r.kept, **r.runs})], "corrected")
             measures = with_relevance(self.arguments.measures, r.task.relevant)
             self.task_cells += [{"task": r.task.name, **cell} for cell in evaluate(alone, measures)]
 
     def _to_compare(self, setting: str, system: str, problems: tuple[str, ...]) -> None:
-        """Notes a cell for the comparison."""
+        """Records a cell for the comparison."""
         cell = next(c for c in self.cells if (c["setting"], c["system"], c["measure"]) == (setting, system, str(MAIN)))
         self.measured.append(
             MeasuredCell(
@@ -267,12 +275,12 @@ class _Reproducing:
         )
 
     def _part_of(self, corpus: str, ranked: list[TaskRuns]) -> tuple[str, ...]:
-        """Whether all tasks of a corpus are there."""
+        """A reason if not all tasks of a corpus were run."""
         wanted = [task for task in self.table.tasks if task.corpus == corpus] if self.pools_tasks else ranked
         return () if len(ranked) == len(wanted) else (f"{len(ranked)} of {len(wanted)} tasks",)
 
     def _add_means(self, ran: Mapping[str, list[TaskRuns]]) -> None:
-        """Over the corpora, or the two years; over fewer they go under another name than the paper's."""
+        """Means over the corpora, or over the two years; those over fewer get another name than the paper's."""
         places = list(ran)
         if self.pools_tasks and len(places) > 1:
             corpora = {task.corpus for task in self.table.tasks}
@@ -348,7 +356,7 @@ class _Reproducing:
 
 
 def _queries(ranked: Sequence[TaskRuns], mode: Mode) -> dict[str, str]:
-    """What the topics of a pool ask."""
+    """The queries of the topics of a pool."""
     several = mode == "corrected" and len(ranked) > 1
     queries: dict[str, str] = {}
     for r in ranked:
@@ -359,7 +367,7 @@ def _queries(ranked: Sequence[TaskRuns], mode: Mode) -> dict[str, str]:
 
 
 def _table(name: str | pt.datasets.Dataset, topics: Any, qrels: Any, text: Any) -> tuple[Table, Any, Any, Any]:
-    """A table of the paper, or a dataset that is none, which then stands for what is not given beside it."""
+    """A table of the paper, or a table for another dataset, which then provides what is not given as an argument."""
     if isinstance(name, str):
         if name in TABLES:
             return table(name), topics, qrels, text

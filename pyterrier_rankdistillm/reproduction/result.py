@@ -1,4 +1,4 @@
-"""What a reproduction found, as frames, as files, and in the forms that ``report`` gives it."""
+"""The result of a reproduction, as frames, as files, and in the forms of ``report``."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ RESULT, PER_QUERY = "result.json", "per_query.parquet"
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Reproduction:
-    """The result of ``reproduce``. Printed, it is a table with its comparison.
+    """The result of ``reproduce``. It is printed as a table with its comparison.
 
     Args:
         name: The table that was reproduced, or the dataset that was evaluated.
-        mode: How tasks of a corpus were pooled.
+        mode: How the tasks of a corpus were pooled.
         measures: The measures' names; nDCG@10 is the first.
-        baseline: The system that the others are tested against; None where nothing was tested.
-        cells: One row a setting, system and measure: ``value``, ``topics``, ``documents`` (ranked), ``retrieved`` (by
-            the first stage), ``better`` and ``worse`` (topics, against the baseline), ``p_value``,
+        baseline: The system that the others are tested against; None if nothing was tested.
+        cells: One row per setting, system and measure: ``value``, ``topics``, ``documents`` (ranked), ``retrieved``
+            (by the first stage), ``better`` and ``worse`` (topics, compared with the baseline), ``p_value``,
             ``p_value_corrected`` (Holm, over the systems of the call) and ``significant``.
         comparison: MeasuredCell beside published; see ``comparison.compare``.
         per_query: One row a setting, system, topic and measure: ``setting``, ``system``, ``qid``, ``query``,
             ``measure``, ``value``.
-        tasks: As ``cells``, task by task, where a setting pools several; empty elsewhere.
-        not_run: ``task``, ``why`` and ``what to do`` of what could not be run.
-        notes: What a reader of the numbers has to know.
-        provenance: What the numbers were made with.
+        tasks: Like ``cells``, task by task, if a setting pools several tasks; else empty.
+        not_run: ``task``, ``why`` and ``what to do`` for everything that could not be run.
+        notes: What a reader of the numbers needs to know.
+        provenance: How the numbers were made: models, files, settings, software and hardware.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Reproduction:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Systems by settings; columns name the measure too where there is more than one."""
+        """Systems by settings; if there are several measures, columns also name the measure."""
         cells = self.cells
         columns = cells["setting"] if len(self.measures) == 1 else cells["setting"] + " " + cells["measure"]
         wide = cells.assign(column=columns).pivot_table(
@@ -66,7 +66,7 @@ class Reproduction:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether everything that was run and has a published cell was reproduced; None where nothing has one."""
+        """Whether every cell that was run and has a published value was reproduced; None if there is no such cell."""
         statuses = set(self.comparison["status"])
         if statuses & {DIFFERS, NOT_COMPARABLE}:
             return False
@@ -81,10 +81,10 @@ class Reproduction:
         return report.latex(self)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """One self-contained page: table, comparison, differences by query, plot, and what it was made with.
+        """One self-contained page: table, comparison, differences by query, plot, and provenance.
 
         Args:
-            path: A file to write it to as well.
+            path: A file to which the page is also written.
 
         Raises:
             ImportError: jinja2 or matplotlib is missing.
@@ -104,7 +104,7 @@ class Reproduction:
         return report.plot(self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes ``result.json`` and ``per_query.parquet``, from which ``Reproduction.open`` makes an equal result."""
+        """Writes ``result.json`` and ``per_query.parquet``, from which ``Reproduction.open`` restores the result."""
         folder = Path(folder).expanduser()
         frames = {name: _records(getattr(self, name)) for name in _FRAMES}
         plain = {"name": self.name, "mode": self.mode, "measures": list(self.measures), "baseline": self.baseline}
@@ -156,7 +156,7 @@ def _records(frame: pd.DataFrame) -> dict[str, Any]:
 
 def _frame(content: dict[str, Any]) -> pd.DataFrame:
     frame = pd.DataFrame(content["rows"], columns=list(content["columns"]), dtype=object)
-    # Texts are "str" in pandas 3 and "object" in pandas 2, which may have written what the other reads.
+    # Texts are "str" in pandas 3 and "object" in pandas 2, and one version may read what the other has written.
     kinds = {name: kind for name, kind in content["columns"].items() if kind not in ("object", "str")}
     texts = [name for name, kind in content["columns"].items() if kind == "str"]
     return frame.astype(kinds).astype(dict.fromkeys(texts, str if texts else object))

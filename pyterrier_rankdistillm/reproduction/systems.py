@@ -1,4 +1,4 @@
-"""Who ranks what: the first stage's documents for a task, and the systems' runs over them, kept as files."""
+"""The first stage's documents for a task, and the systems' runs over them, kept as files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .. import runs
 from ..errors import ReproductionError
 from ..reranker import CrossEncoderReRanker
 from ..runs.making import Roles, make_run
+from ..runs.ranks import Ids, positions
 from ..runs.records import frame_digest
 from . import tasks as task_data
 from .arguments import Arguments, file_name
@@ -22,7 +23,6 @@ from .catalogue import FIRST_STAGE, Task
 from .pooling import Part
 from .tasks import DataUnavailable
 
-_OTHERS = "documents that the first stage has not"
 _SHARD = 8  # topics that are lost at most when a run is interrupted
 
 
@@ -31,15 +31,15 @@ class TaskRuns:
     """A first stage on a task, and the systems' runs over it.
 
     Args:
-        stage: What the user calls the first stage.
+        stage: The user's name for the first stage.
         task: The task.
         topics: Its judged topics.
-        all_topics: How many topics were given, judged or not.
+        all_topics: The number of topics that were given, judged or not.
         qrels: Its judgements.
         found: The first stage's run.
-        as_found: By what number a topic goes in the first stage's run file, where it is another than in the topics.
-        record: What all this was made from.
-        kept: The part of ``found`` that the systems rank: all of it, or where the texts are.
+        as_found: The number of a topic in the first stage's run file, by its qid, if the two differ.
+        record: The sources of all of this.
+        kept: The part of ``found`` that the systems rank: all of it or, for condensed lists, the documents with a text.
         runs: The systems' runs.
     """
 
@@ -60,23 +60,19 @@ class TaskRuns:
 
     @property
     def topic_counts(self) -> tuple[int, int]:
-        """How many topics there are, and how many there should be."""
+        """The actual and the expected number of topics."""
         wanted = self.task.topics
         whole = wanted in (0, len(self.topics), self.all_topics)
         return (wanted, wanted) if whole else (len(self.topics), wanted)
 
     @property
     def usual_depth(self) -> int:
-        """How many documents a topic usually has; some have fewer where the collection has no more."""
+        """The usual number of documents per topic; some topics have fewer if the collection has no more."""
         return int(self.found.groupby("qid").size().median())
-
-    def others(self, system: str) -> int:
-        """How many documents a finished run ranks that are not the first stage's."""
-        return int(self.record["systems"].get(system, {}).get(_OTHERS, 0))
 
 
 def left_out(not_run: Iterable[tuple[str, str, str]]) -> list[str]:
-    """What was not run, why, and what to do, in lines; tasks with one reason share a line."""
+    """What was not run, why, and what to do about it, as lines; tasks with the same reason share a line."""
     tasks: dict[tuple[str, str], list[str]] = {}
     for task, why, what_to_do in not_run:
         tasks.setdefault((why, what_to_do), []).append(task)
@@ -99,7 +95,7 @@ class Systems:
         self.made_with: dict[str, Any] = {}
 
     def first_stage(self, stage: str, task: Task, source: Any) -> TaskRuns | None:
-        """A first stage's documents for a task; None, and noted, where they cannot be had."""
+        """A first stage's documents for a task; None, with a note, if they are not available."""
         arguments = self.arguments
         if source is None:
             self._leave_out(task, "No first stage was given for it.", f"Give one, by task or corpus. {task.what_to_do}")
@@ -124,7 +120,7 @@ class Systems:
         return TaskRuns(stage, task, judged, len(topics), qrels, found, as_found, record, kept=found)
 
     def rank(self, ranked: TaskRuns) -> bool:
-        """Makes or reads the systems' runs; False, and noted, where texts cannot be had."""
+        """Makes or reads the systems' runs; False, with a note, if texts are not available."""
         with_text = ranked.found
         if self.arguments.needs_text:
             try:
@@ -148,12 +144,12 @@ class Systems:
         return True
 
     def nothing_ran(self) -> ReproductionError:
-        """Why, and what to do."""
+        """An error that says why nothing could be run, and what to do."""
         why = "\n".join(f"- {line}" for line in left_out(self.not_run))
         return ReproductionError(f"reproduce: nothing of {self.arguments.table.name} could be run:\n{why}")
 
     def note(self, note: str | None) -> None:
-        """Notes what a reader of the numbers has to know, once."""
+        """Records, once, something that a reader of the numbers needs to know."""
         if note and note not in self.notes:
             self.notes.append(note)
 
@@ -164,7 +160,7 @@ class Systems:
         if isinstance(source, pt.Transformer):
             found, record = self._make(FIRST_STAGE, pt.Transformer.identity(), source, judged, path)
             return found, {}, {"made by": record["first_stage"], "md5": record["md5"]}
-        loaded = task_data.load_run(source, task)
+        loaded = task_data.load_run(source, task, "first_stage")
         self.note(loaded.note)
         found, as_found = task_data.matching_numbers(loaded.frame, topics, task)
         found = found[found["qid"].isin(judged["qid"]) & (found["rank"] < self.arguments.depth)].reset_index(drop=True)
@@ -193,7 +189,7 @@ class Systems:
         topics: pd.DataFrame,
         path: Path,
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """A run in resumable, checked shards: what a teacher's run needs, a system's needs too."""
+        """Makes a system's run in resumable, checked shards, like a teacher's run."""
         arguments = self.arguments
         roles = Roles(
             "reproduce",
@@ -210,23 +206,27 @@ class Systems:
 
     def _finished(self, name: str, system: Any, ranked: TaskRuns) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A run that was made elsewhere, of the documents that the other systems rank."""
-        loaded = task_data.load_run(system, ranked.task)
+        loaded = task_data.load_run(system, ranked.task, f"system {name!r}")
         self.note(loaded.note)
         run, _ = task_data.matching_numbers(loaded.frame, ranked.topics, ranked.task)
-        run = run[run["qid"].isin(ranked.topics["qid"]) & (run["rank"] < self.arguments.depth)]
-        pairs, found, kept = (
-            pd.MultiIndex.from_frame(frame[["qid", "docno"]]) for frame in (run, ranked.found, ranked.kept)
-        )
-        others = int((~pairs.isin(found)).sum())
-        if others == len(run):
+        run = run[run["qid"].isin(ranked.topics["qid"])]
+        # The paper's notebook does the same: its TIREx runs hold 1,000 documents per topic, of which the first stage's
+        # top 100 count.
+        pairs, candidates = (pd.MultiIndex.from_frame(frame[["qid", "docno"]]) for frame in (run, ranked.kept))
+        kept = run[pairs.isin(candidates)].reset_index(drop=True)
+        if kept.empty:
             raise ReproductionError(
                 f"reproduce: the run of {name!r} must rank documents of the first stage on {ranked.task.name}, got "
                 f"none of them. Is it a run of these topics?"
             )
-        if self.arguments.condensed:
-            run = run[pairs.isin(kept)]
-        run = run.reset_index(drop=True)
-        return run, {**loaded.origin, "rows": len(run), _OTHERS: others}
+        gone = len(run) - len(kept)
+        if gone:
+            self.note(
+                f"{name!r} on {ranked.task.name}: {gone} of the {len(run)} rows of its run are not among what the "
+                f"first stage found (top {self.arguments.depth}), and do not count."
+            )
+        kept = kept.assign(rank=positions(kept, Ids.of(kept)))
+        return kept, {**loaded.origin, "rows": len(kept), "rows outside the first stage": gone}
 
     def _keep(self, run: pd.DataFrame, path: Path) -> None:
         """Saves a run that was made elsewhere beside those that are made here."""

@@ -1,30 +1,41 @@
-"""Topics, judgements, texts and first stages, in whatever form a user has them."""
+"""Topics, judgments, texts and runs of a task."""
 
 from __future__ import annotations
 
-import gzip
-import json
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .. import runs
 from ..extras import require
 from ..runs.download import md5_of
-from ..runs.ranks import Ids, check_columns, first_fault, positions
+from ..runs.given import (
+    QRELS,
+    TEXTS,
+    TOPICS,
+    Door,
+    GivenRun,
+    Qrels,
+    Texts,
+    Topics,
+    contradiction,
+    qrels_of,
+    run_of,
+    texts_of,
+    topics_of,
+)
+from ..runs.published import PARENT
 from ..runs.records import frame_digest
+from ..runs.text import texts_by
+from .arguments import Arguments
 from .catalogue import FIRST_STAGE, Table, Task
-
-Given: TypeAlias = "pd.DataFrame | str | os.PathLike[str] | pt.datasets.Dataset"
-Text: TypeAlias = "Given | pt.Transformer"
-Run: TypeAlias = "pd.DataFrame | str | os.PathLike[str] | pt.Transformer"
 
 TIRA = "ir-benchmarks/tira-ir-starter/BM25 (tira-ir-starter-pyterrier)"
 """The first stage that ``first_stage="tira"`` stands for."""
@@ -44,7 +55,7 @@ class LoadedRun:
     Args:
         frame: Columns ``qid``, ``docno``, ``score``, ``rank`` (from 0, without gaps).
         origin: Where it came from and its checksum, for the record.
-        note: What was done to it, where something was.
+        note: What was changed in it, if anything.
     """
 
     frame: pd.DataFrame
@@ -53,9 +64,9 @@ class LoadedRun:
 
 
 def of_task(given: Any, task: Task) -> Any:
-    """What a mapping by task or corpus holds for a task; anything that is no mapping holds for all tasks.
+    """The value for a task in a mapping by task or corpus; anything that is not a mapping applies to all tasks.
 
-    ``{task}`` in the name of a file stands for the task, with dashes for slashes.
+    In a file name, ``{task}`` is replaced by the task, with dashes instead of slashes.
     """
     if isinstance(given, Mapping):
         given = given.get(task.name, given.get(task.corpus))
@@ -63,7 +74,7 @@ def of_task(given: Any, task: Task) -> Any:
 
 
 def first_stages(given: Any, table: Table) -> dict[str, dict[str, Any]]:
-    """First stages by name, and of each its sources by task; a first stage has not always a source for every task.
+    """First stages by name, each with its sources by task; a first stage may lack a source for some tasks.
 
     Raises:
         ValueError: A mapping has keys that are neither all tasks (or corpora) nor all names.
@@ -100,112 +111,125 @@ def first_stages(given: Any, table: Table) -> dict[str, dict[str, Any]]:
     }
 
 
-def is_path(given: Any) -> bool:
-    """Whether something names a file, rather than a dataset."""
-    return isinstance(given, os.PathLike) or (isinstance(given, str) and Path(given).expanduser().is_file())
+def check_sources(stages: Mapping[str, Mapping[str, Any]], arguments: Arguments) -> None:
+    """Finds out, before anything is downloaded, whether what was given can be what it is given as.
+
+    Raises:
+        TypeError, FileNotFoundError, InputError: It cannot; or a file is not there.
+    """
+    for task in arguments.table.tasks:
+        with contextlib.suppress(DataUnavailable):  # which is told of each task when its turn comes
+            for sources in stages.values():
+                source = sources.get(task.name)
+                if source is not None and not isinstance(source, pt.Transformer) and not _is_tira(source):
+                    run_for(source, task, "first_stage")
+        for argument, given, accepted in (
+            ("topics", arguments.topics, TOPICS), ("qrels", arguments.qrels, QRELS), ("text", arguments.text, TEXTS),
+        ):  # fmt: skip
+            one = of_task(given, task)
+            if isinstance(one, str | os.PathLike):
+                Door("reproduce", argument, accepted).path(one)
 
 
-def load_topics(given: Given | None, task: Task) -> pd.DataFrame:
+def names_each_task(given: str | os.PathLike[str]) -> bool:
+    """Whether a name stands for one file per task."""
+    return _TASK in os.fspath(given)
+
+
+def load_topics(given: Topics | None, task: Task) -> pd.DataFrame:
     """Topics with ``qid`` and ``query``; default: those of the task's dataset.
 
     Raises:
         DataUnavailable: They cannot be had here.
-        ValueError: They are no topics.
+        InputError, DataFileError: They are no topics.
     """
     with _available("topics"):
-        if isinstance(given, pd.DataFrame):
-            topics = given
-        elif is_path(given):
-            with _opened(cast(str, given)) as lines:
-                rows = [line.rstrip("\r\n").split("\t", 1) for line in lines if not line.isspace()]
-            if any(len(row) != 2 for row in rows):
-                raise ValueError(f"reproduce: topics must be lines of qid, tab, query; {given} has others.")
-            topics = pd.DataFrame(rows, columns=["qid", "query"])
-        else:
-            topics = runs.load_topics(cast(Any, task.dataset if given is None else given))
-    missing = [column for column in ("qid", "query") if column not in topics.columns]
-    if missing or topics.empty:
-        what = f"no column {', '.join(missing)}" if missing else "no row"
-        raise ValueError(f"reproduce: the topics of {task.name} must have the columns qid and query, got {what}.")
-    return topics[["qid", "query"]].astype({"qid": str}).drop_duplicates("qid").reset_index(drop=True)
+        return topics_of(task.dataset if given is None else given, who="reproduce")
 
 
-def load_qrels(given: Given | None, task: Task) -> pd.DataFrame:
-    """Judgements with ``qid``, ``docno`` and ``label``; default: those of the task's dataset.
+def load_qrels(given: Qrels | None, task: Task) -> pd.DataFrame:
+    """Judgments with ``qid``, ``docno`` and ``label``; default: those of the task's dataset.
 
     Raises:
         DataUnavailable: They cannot be had here.
-        ValueError: They are no judgements.
+        InputError, DataFileError: They are no judgments.
     """
-    with _available("judgements"):
-        if isinstance(given, pd.DataFrame):
-            qrels = given
-        elif is_path(given):
-            qrels = pt.io.read_qrels(os.fspath(Path(cast(str, given)).expanduser()))
-        else:
-            qrels = runs.load_qrels(cast(Any, task.dataset if given is None else given))
-    missing = [column for column in ("qid", "docno", "label") if column not in qrels.columns]
-    if missing or qrels.empty:
-        what = f"no column {', '.join(missing)}" if missing else "no row"
-        raise ValueError(f"reproduce: the qrels of {task.name} must have qid, docno and label, got {what}.")
-    if not pd.api.types.is_integer_dtype(qrels["label"]):
-        raise ValueError(f"reproduce: the labels of {task.name} must be whole numbers, got {qrels['label'].dtype}.")
-    return qrels[["qid", "docno", "label"]].astype({"qid": str, "docno": str}).reset_index(drop=True)
+    with _available("judgments"):
+        qrels = qrels_of(task.dataset if given is None else given, who="reproduce")
+    if qrels.empty:
+        raise Door("reproduce", "qrels", QRELS).wrong(f"of {task.name} must not be empty.")
+    return qrels
 
 
-def add_text(run: pd.DataFrame, given: Text | None, task: Task) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def add_text(run: pd.DataFrame, given: Texts | None, task: Task) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Adds ``text`` to a run.
 
+    Args:
+        run: The documents.
+        given: Where texts come from; default: the task's dataset.
+        task: The task.
+
     Returns:
-        The run, without the documents that a frame (or file) of texts lacks, and the fields that were read.
+        The run, without the documents that have no text, and the fields that were read.
 
     Raises:
         DataUnavailable: The texts cannot be had here.
-        KeyError: A dataset lacks a document.
     """
     with _available("documents"):
-        frame = _texts(given)
-        if frame is not None:
-            texts = dict(zip(frame["docno"].astype(str), frame["text"], strict=True))
-            kept = run[run["docno"].isin(texts)].reset_index(drop=True)
-            return kept.assign(text=[texts[docno] for docno in kept["docno"]]), ("text",)
-        loader: Any = task.dataset if given is None else given
-        loader = loader if isinstance(loader, pt.Transformer) else runs.text_loader(loader)
-        run = runs.add_text(run, loader)
-        return run, tuple(getattr(loader, "fields", ("text",)))
+        loader = texts_of(task.dataset if given is None else given, who="reproduce")
+        texts = texts_by(loader, run["docno"].unique().tolist())
+        kept = run[run["docno"].isin(texts)].reset_index(drop=True)
+        return kept.assign(text=[texts[docno] for docno in kept["docno"]]), tuple(getattr(loader, "fields", ("text",)))
 
 
-def load_run(source: Any, task: Task) -> LoadedRun:
+def load_run(source: Any, task: Task, argument: str) -> LoadedRun:
     """A run from a frame, a file (``{task}`` in its name stands for the task, with dashes for slashes), or TIRA.
 
     Raises:
         DataUnavailable: A file of a pattern is not there, or TIRA does not give the run.
-        ValueError: It is no run.
+        InputError, RunFileError: It is not a run, or one whose ranks contradict its scores.
     """
-    if isinstance(source, pd.DataFrame):
-        return _checked(source, {"source": "a frame", "md5": frame_digest(source)})
-    name = os.fspath(source)
-    if name == "tira" or name.startswith("tira:"):
-        path = _from_tira(name.partition(":")[2] or TIRA, task)
-    else:
-        path = Path(of_task(name, task)).expanduser()
-        if _TASK in name and not path.exists():
+    given = run_for(source, task, argument)
+    md5 = frame_digest(given.source) if isinstance(given.source, pd.DataFrame) else md5_of(cast(Path, given.file))
+    run, again = given.deduplicated()
+    odd = contradiction(run)
+    if odd is not None:
+        raise given.door.wrong(f"({given.name}) {odd}")
+    if "score" not in run.columns:
+        run = run.assign(score=-run["rank"].astype(np.float64))
+    note = f"{given.name} listed documents twice for a topic; the better-ranked were kept, {again} rows were dropped."
+    return LoadedRun(run[_RUN_COLUMNS], {"source": given.name, "md5": md5}, note if again else None)
+
+
+def run_for(source: Any, task: Task, argument: str) -> GivenRun:
+    """The run of a task, which is there, but not read yet.
+
+    Raises:
+        DataUnavailable: A file of a pattern is not there, or TIRA does not give the run.
+        TypeError, FileNotFoundError, InputError: It is not a run.
+    """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+    if _is_tira(source):
+        return run_of(_from_tira(name.partition(":")[2] or TIRA, task), who="reproduce", argument=argument)
+    if _TASK in name:
+        path = Path(str(of_task(name, task))).expanduser()
+        if not path.exists():
             raise DataUnavailable(f"There is no file {path}.")
-    origin = {"source": os.fspath(path) if path.name == name else path.name, "md5": md5_of(path)}
-    try:
-        return LoadedRun(runs.read(path)[_RUN_COLUMNS], origin)
-    except runs.RunFileError as error:
-        if "twice" not in str(error):
-            raise
-    note = f"{path.name} lists documents twice for a topic; the better-ranked of them were kept."
-    return LoadedRun(runs.read(path, duplicates="drop")[_RUN_COLUMNS], origin, note)
+        return run_of(path, who="reproduce", argument=argument)
+    found = run_of(source, who="reproduce", argument=argument)
+    if found.published and not task.dataset.startswith(PARENT):
+        raise found.door.wrong(
+            f"must be of the topics of {task.name}: published runs rank the training queries of MS MARCO, got "
+            f"{found.name!r}."
+        )
+    return found
 
 
 def matching_numbers(run: pd.DataFrame, topics: pd.DataFrame, task: Task) -> tuple[pd.DataFrame, dict[str, str]]:
     """Cranfield's queries have two numberings: 1 to 225, as the judgements', and the collection's own, with gaps.
 
     Returns:
-        The run, in the topics' numbering, and the number in the run of each topic where it is another.
+        The run, in the topics' numbering, and the number in the run of each topic for which the two differ.
 
     Raises:
         ValueError: The run has the collection's own numbers, but not all of them, so that they cannot be matched.
@@ -223,17 +247,8 @@ def matching_numbers(run: pd.DataFrame, topics: pd.DataFrame, task: Task) -> tup
     return run.assign(qid=[numbers[qid] for qid in run["qid"]]), as_found
 
 
-def _checked(run: pd.DataFrame, origin: dict[str, Any]) -> LoadedRun:
-    check_columns(run, "reproduce")
-    deduplicated = runs.deduplicate(run)
-    again = len(run) - len(deduplicated)
-    run = deduplicated.astype({"qid": str, "docno": str, "score": np.float64})
-    ids = Ids.of(run)
-    fault = first_fault(run, ids)
-    if fault is not None:
-        raise ValueError(f"reproduce: row {fault.row} of a run: {fault.what}.")
-    note = f"A run listed documents twice for a topic; {again} rows were dropped." if again else None
-    return LoadedRun(run.assign(rank=positions(run, ids))[_RUN_COLUMNS], origin, note)
+def _is_tira(source: Any) -> bool:
+    return isinstance(source, str) and (source == "tira" or source.startswith("tira:"))
 
 
 def _from_tira(approach: str, task: Task) -> Path:
@@ -244,34 +259,13 @@ def _from_tira(approach: str, task: Task) -> Path:
         return Path(client().get_run_output(approach, task.tira)) / "run.txt"
 
 
-def _texts(given: Text | None) -> pd.DataFrame | None:
-    if isinstance(given, pd.DataFrame):
-        missing = [column for column in ("docno", "text") if column not in given.columns]
-        if missing:
-            raise ValueError(f"reproduce: text must have the columns docno and text, got no {', '.join(missing)}.")
-        return given
-    if not is_path(given):
-        return None
-    with _opened(cast(str, given)) as lines:
-        records = [json.loads(line) for line in lines]
-    try:
-        return pd.DataFrame({name: [record[name] for record in records] for name in ("docno", "text")}, dtype=object)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"reproduce: {given} must hold lines of JSON with docno and text, got no {error}.") from error
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    path = Path(path).expanduser()
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        yield lines
-
-
 @contextmanager
 def _available(what: str) -> Iterator[None]:
-    """Failed downloads and missing licensed files are no errors of the user's; ir_datasets raises these for them."""
+    """Failed downloads and missing licensed files are not the user's errors; ir_datasets raises these for them."""
     try:
         yield
+    except FileNotFoundError:
+        raise  # the user's own file
     except (OSError, RuntimeError) as error:
         # ir_datasets adds every source that it tried.
         said = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
@@ -279,7 +273,7 @@ def _available(what: str) -> Iterator[None]:
 
 
 def _label(source: Any) -> str:
-    """What an unnamed first stage is called."""
+    """The name of an unnamed first stage."""
     if isinstance(source, str | os.PathLike):
         return Path(os.fspath(source).partition(":")[0]).name.split(".")[0].strip("-_{}") or FIRST_STAGE
     return FIRST_STAGE

@@ -1,18 +1,22 @@
 """Rankings on disk and on the net: run files, published runs, teachers' runs, score caches."""
 
-from ..errors import DownloadError, RankingError, RunFileError, ShardError
+from ..errors import DataFileError, DownloadError, RankingError, RunFileError, ShardError
 from .cache import ScoreCache
-from .files import check_target, dataset_of, read, read_parts, write, writer
+from .files import check_ids, check_target, dataset_of, read_parts, write, writer
 from .frames import deduplicate, merge, subsample
+from .given import FrameText, MappedRun, add_queries, add_text, read
 from .making import MadeRun, make_teacher_run
 from .parquet_text import ParquetText
 from .published import PublishedDataset, fetch, preflight, register, verify
 from .rankings import Ranking, Rankings
-from .text import TextLoader, add_queries, add_text, documents, load_qrels, load_topics, text_loader
+from .text import TextLoader, documents, load_qrels, load_topics, text_loader
 
 __all__ = [
+    "DataFileError",
     "DownloadError",
+    "FrameText",
     "MadeRun",
+    "MappedRun",
     "ParquetText",
     "PublishedDataset",
     "Ranking",
@@ -24,6 +28,7 @@ __all__ = [
     "TextLoader",
     "add_queries",
     "add_text",
+    "check_ids",
     "check_target",
     "dataset_of",
     "deduplicate",

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write to: it takes the target's place at the end, and vanishes after an error.
+    """A path beside ``target`` to write to. It replaces the target at the end, and is removed after an error.
 
-    Readers see the old file or the new one, also when the process is killed; then a hidden ``.{name}.*.tmp`` may stay.
+    Readers see either the old file or the new one. If the process is killed, a hidden ``.{name}.*.tmp`` may remain.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    scratch = _scratch_of(target)
     try:
         yield scratch
         with scratch.open("rb") as written:
@@ -26,6 +26,32 @@ def replacing(target: Path) -> Iterator[Path]:
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _scratch_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+
+
+def check_writable(target: Path) -> None:
+    """Finds out, before the work, whether ``replacing(target)`` could write: by a scratch file beside it.
+
+    Raises:
+        IsADirectoryError: A folder has that name.
+        OSError: The folder is not there and cannot be made, or is not writable, or the name is too long.
+    """
+    target = target.expanduser().absolute()
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; a file was to be written there. Choose another name.")
+    missing = [folder for folder in target.parents if not folder.exists()]
+    scratch = _scratch_of(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        raise type(error)(error.errno, f"{error.strerror} (nothing can be written there)", str(target)) from error
+    for folder in missing:  # nothing is left of a check
+        folder.rmdir()
 
 
 def write_json(file: Path, content: Any) -> None:

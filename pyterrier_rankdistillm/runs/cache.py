@@ -1,4 +1,4 @@
-"""A score cache that cannot be stale: it knows the model, and the text."""
+"""A score cache that cannot be stale, since its keys include the model and the text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 import pyterrier as pt
 
+from ..checks import first_no_text
 from ..extras import require
 from .atomic import write_json
 from .records import model_identity
@@ -26,21 +27,21 @@ _KEY = "_text_digest"
 class ScoreCache(pt.Transformer):
     """Keeps a re-ranker's scores on disk: ``first_stage >> ScoreCache(MonoElectra(), "scores")``.
 
-    Gives exactly what the re-ranker gives. Each (query, text) pair is scored once, ever: a second pass, also in another
-    process, makes no forward pass. Built on pyterrier-caching, with a cache of its own for each model in ``folder``:
-    its name carries model, revision, lengths and precision, and a digest of the weights and what else scores depend on.
-    Pairs are known by query and text, not by docno, so that other texts under the same docno are other pairs.
+    It gives exactly the results of the re-ranker. Each (query, text) pair is scored only once, also across processes.
+    It is built on pyterrier-caching, with a separate cache for each model in ``folder``. The cache's name holds model,
+    revision, lengths and precision, and a digest of the weights and of everything else that scores depend on. Keys are
+    query and text, not docno, so another text under the same docno is another pair.
 
-    The model is opened when the first rows come, since its name and content are the cache's. The device is not part of
-    the name: scores of CPU and GPU, which differ in the sixth digit, mix. One process at a time may write.
+    The model is opened when the first rows arrive, since the cache's name depends on it. The device is not part of the
+    name, so scores of CPU and GPU, which differ in the sixth digit, are mixed. Only one process at a time may write.
 
     Args:
         reranker: The re-ranker.
-        folder: Where the caches of all models lie.
+        folder: The folder of the caches of all models.
 
     Raises:
         ImportError: pyterrier-caching is not installed.
-        TypeError: Not a ``CrossEncoderReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
+        TypeError: It is not a ``CrossEncoderReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
     """
 
     schematic: ClassVar[dict[str, str | None]] = {"label": "ScoreCache", "help_url": None}
@@ -64,7 +65,7 @@ class ScoreCache(pt.Transformer):
         return self._open()[0]
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """As the re-ranker's."""
+        """Gives the re-ranker's result."""
         from ..reranker import ranked  # as above
 
         text = self.reranker.text_field
@@ -72,13 +73,13 @@ class ScoreCache(pt.Transformer):
         fits = all(name in inp.columns for name in needed) and inp.columns.is_unique
         if inp.empty or not fits:
             return self.reranker.transform(inp)
-        strings = all(isinstance(value, str) for name in ("query", text) for value in inp[name])
+        strings = all(first_no_text(inp[name].tolist()) is None for name in ("query", text))
         if not strings or inp[["qid", "docno"]].isna().to_numpy().any():
-            return self.reranker.transform(inp)  # which says what is wrong
+            return self.reranker.transform(inp)  # raises an error that says what is wrong
         cache = self._open()[1]
         pairs = inp[needed].reset_index(drop=True)
         pairs[_KEY] = [_digest(value) for value in pairs[text]]
-        # The cache wants each pair once, the re-ranker wants each docno of a query once.
+        # The cache needs distinct pairs, and the re-ranker needs distinct docnos per query.
         distinct = pairs.drop_duplicates(["query", _KEY])
         known = cache.transform(distinct)
         scores = dict(zip(zip(known["query"], known[_KEY], strict=True), known["score"], strict=True))
@@ -104,7 +105,7 @@ class ScoreCache(pt.Transformer):
         return {**self.__dict__, "_opened": None}
 
     def _open(self) -> tuple[Path, Any]:
-        # Settings of the re-ranker may have changed since; then it has opened another checkpoint.
+        # If settings of the re-ranker have changed since, it has opened another checkpoint.
         now = (self.reranker.checkpoint, self.reranker.dtype, self.reranker.activation)
         if self._opened is None or self._opened[0][0] is not now[0] or self._opened[0][1:] != now[1:]:
             self.close()
@@ -119,7 +120,7 @@ class ScoreCache(pt.Transformer):
 
 
 def _name(identity: dict[str, Any]) -> str:
-    """Such as ``webis-monoelectra-base@1a2b3c4d-q32-d256-float32-0123456789ab``."""
+    """A name such as ``webis-monoelectra-base@1a2b3c4d-q32-d256-float32-0123456789ab``."""
     model = re.sub(
         r"[^\w.]+", "-", Path(identity["model"]).name if os.sep == identity["model"][:1] else identity["model"]
     )

@@ -1,6 +1,6 @@
-"""Downloads that resume, are checked, and try the next source.
+"""Downloads that can be resumed, are verified, and fall back to other sources.
 
-ir_datasets' own downloads start anew in every process and have one source; these files are gigabytes.
+The files have gigabytes, and ir_datasets' own downloads start again in every process and have only one source.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _USER_AGENT = "pyterrier-rankdistillm"
 
 
 class _SourceError(Exception):
-    """This source will not give the file, however often it is asked."""
+    """The file cannot be downloaded from this source; trying again does not help."""
 
 
 def download(
@@ -39,22 +39,23 @@ def download(
     timeout: float = 30.0,
     verbose: bool = True,
 ) -> Path:
-    """Downloads a file, unless it is there.
+    """Downloads a file, unless it exists.
 
-    What arrived is kept in ``{target}.part``; the next call, also in another process, goes on from there. The target
-    appears only when it is whole and its checksum right. Processes that want the same file wait for one another.
+    Received data is kept in ``{target}.part``, and the next call, also in another process, continues from there. The
+    target is created only when it is complete and its checksum is correct. Processes that download the same file wait
+    for one another.
 
     Args:
-        urls: Where the file can be had, best first. All have the same bytes.
-        target: Where to.
+        urls: The sources of the file, best first. All have the same bytes.
+        target: The file to write.
         md5: Checksum of the whole file, 32 hexadecimal digits.
-        size: Its size in bytes, where known.
-        attempts: How often a source is asked again without a byte of progress, at most.
-        timeout: Seconds without data after which a connection counts as cut.
+        size: Its size in bytes, if known.
+        attempts: Largest number of attempts per source without any progress.
+        timeout: Number of seconds without data after which a connection counts as broken.
         verbose: Show a progress bar.
 
     Raises:
-        DownloadError: No source gave the file, or the disk is full.
+        DownloadError: The file could not be downloaded from any source, or the disk is full.
     """
     if target.is_file():
         return target
@@ -77,7 +78,7 @@ def download(
 
 
 def remote_size(urls: Sequence[str], *, timeout: float = 10.0) -> int | None:
-    """The size in bytes that the first answering source states; None where none does."""
+    """The size in bytes stated by the first source that answers; None if no source states it."""
     for url in urls:
         request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": _USER_AGENT})
         try:
@@ -98,7 +99,7 @@ def md5_of(file: Path) -> str:
 def _from_source(
     url: str, part: Path, md5: str, size: int | None, attempts: int, timeout: float, verbose: bool
 ) -> str | None:
-    """Completes ``part`` from one source, or says why the source does not give the right file."""
+    """Completes ``part`` from one source; otherwise returns why the source does not have the right file."""
     left = attempts
     while True:
         before = _size(part)
@@ -120,7 +121,7 @@ def _from_source(
             part.unlink()
             if before == 0:
                 return f"the file there has MD5 {found}, not {md5}: it is another one, or damaged"
-            # What was there before may have been the wrong part: once more, from the start.
+            # The existing part may have been of another file: try once more, from the start.
 
 
 def _size(part: Path) -> int:
@@ -128,14 +129,14 @@ def _size(part: Path) -> int:
 
 
 _PATIENCE = 1.0
-"""Stretches the pauses between attempts, in seconds; tests set it to 0."""
+"""Factor for the pauses between attempts, in seconds; tests set it to 0."""
 
 
 def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: bool) -> str:
-    """Asks once for what is missing, appends it, and gives the MD5 of the whole.
+    """Requests the missing data once, appends it, and returns the MD5 of the whole file.
 
     Raises:
-        OSError, http.client.HTTPException: The connection failed or was cut; asking again may help.
+        OSError, http.client.HTTPException: The connection failed or broke; trying again may help.
     """
     have = _size(part)
     if size is not None and have > size:
@@ -149,7 +150,7 @@ def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: b
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left to send: the part is whole, or not of this file
+        if error.code == 416 and have:  # nothing is left to send: the part is complete, or belongs to another file
             return md5_of(part)
         raise
     with response:
@@ -168,7 +169,7 @@ def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: b
 def _receive(response: Any, part: Path, begins: int, total: int | None, verbose: bool) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with part.open("r+b" if part.exists() else "w+b") as file:
-        file.truncate(begins)  # 0 where the server does not know how to go on
+        file.truncate(begins)  # 0 if the server cannot resume a download
         _read_into(digest, file)
         with pt.tqdm(
             total=total, initial=begins, desc=part.name.removesuffix(".part"), unit="B", unit_scale=True,

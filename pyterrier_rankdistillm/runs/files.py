@@ -1,6 +1,6 @@
 """Runs on disk: TREC, Parquet and JSON lines, plain or gz, in PyTerrier's columns.
 
-In frames, ranks count from 0, as in PyTerrier; in files from 1, as trec_eval's and Lightning IR's.
+In frames, ranks count from 0, as in PyTerrier; in files they count from 1, as in those of trec_eval and Lightning IR.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -29,10 +30,9 @@ import pyterrier as pt
 
 from ..errors import RunFileError
 from ..extras import require
-from .atomic import replacing
+from .atomic import check_writable, replacing
 from .frames import deduplicate
 from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
-from .text import add_queries, add_text
 
 Format = Literal["trec", "parquet", "jsonl"]
 Source = str | os.PathLike[str] | IO[bytes] | IO[str]
@@ -40,13 +40,14 @@ Append = Callable[[pd.DataFrame], None]
 
 TAG = "pyterrier_rankdistillm"
 
-_SUFFIXES: dict[str, Format] = {
+RUN_SUFFIXES: dict[str, Format] = {
     **dict.fromkeys((".run", ".trec", ".res", ".txt", ".tsv"), "trec"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
 }
+_SEPARATORS = re.compile(r"[ \t\n\r\v\f]")  # what ends a field for trec_eval and for the readers here
 _FIELDS = ("qid", "Q0", "docno", "rank", "score", "tag")
-_ALIASES = {"query_id": "qid", "doc_id": "docno", "docid": "docno"}  # as ir_datasets and Lightning IR name them
+_ALIASES = {"qid": ("query_id",), "docno": ("doc_id", "docid")}  # as ir_datasets, Lightning IR and Terrier name them
 _ROWS = 500_000  # rows that are written together
 _BLOCK = 8 << 20  # bytes of a text file that are parsed together
 _BATCH = 100_000  # rows of a Parquet file that are parsed together
@@ -54,70 +55,37 @@ _BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
 _NO_ROWS = "{} has no rows. Check that it was copied or written completely."
 
 
-def read(
-    source: Source,
-    *,
-    dataset: str | pt.datasets.Dataset | None = None,
-    duplicates: Literal["error", "drop"] = "error",
-) -> pd.DataFrame:
-    """Reads a run. The content says which format it is and whether it is compressed; the name does not matter.
-
-    With a dataset, query and text are joined, so that re-ranking a file takes two lines::
-
-        first_stage = pt.Transformer.from_df(runs.read("bm25.run.gz", dataset="msmarco-passage/trec-dl-2019/judged"))
-        result = (first_stage >> MonoElectra("webis/monoelectra-base"))(topics)
-
-    Args:
-        source: Path, or a stream of bytes or text (read to its end, left open).
-        dataset: Where query and text come from: an ir_datasets id (``dataset_of(path)`` recovers it from a Lightning
-            IR file name) or a PyTerrier dataset. All texts of the run are held in memory; for runs too large for that,
-            join text later, in batches (``text_loader``).
-        duplicates: What to do with a docno that is twice in a ranking: an error, or keep the better-ranked one.
-
-    Returns:
-        A new frame, in the file's order: ``qid`` and ``docno`` (strings), ``score`` (float64), ``rank`` (int64, from 0
-        without gaps, in the order of the file's ranks, or of the scores where it has none); and, from Parquet and JSON
-        lines, the file's other columns.
-
-    Raises:
-        RunFileError: The file is malformed: wrong number of fields, no number where one belongs, NaN or infinity,
-            missing or duplicate ids, no UTF-8, a truncated gz stream, no rows at all.
-        ImportError: A Parquet file, without pyarrow.
-    """
-    if duplicates not in ("error", "drop"):
-        raise ValueError(f"read: duplicates must be 'error' or 'drop', got {duplicates!r}.")
-    with _opened(source) as (stream, name):
+def read_file(source: Source, *, duplicates: Literal["error", "drop", "keep"] = "error") -> pd.DataFrame:
+    """Reads a run file, or a stream; see ``runs.read``. With ``duplicates="keep"`` a document may be there twice."""
+    with opened(source) as (stream, name):
         pieces, where = _parse(stream, name)
         first = next(pieces, None)
         if first is None:
             raise RunFileError(_NO_ROWS.format(name))
         run = pd.concat(itertools.chain([first], pieces), ignore_index=True)
         run = _checked(run, where, repeated=duplicates == "error")
-    if duplicates == "drop":
-        run = deduplicate(run)
-    if dataset is not None:
-        run = add_text(add_queries(run, dataset), dataset)
-    return run
+    return deduplicate(run) if duplicates == "drop" else run
 
 
 def read_parts(source: Source) -> Iterator[pd.DataFrame]:
-    """Reads a run that is larger than memory: as ``read``, in frames of whole rankings, some 100,000 rows each.
+    """Reads a run that is larger than memory: like ``read``, in frames of whole rankings, about 100,000 rows each.
 
-    In memory are a few blocks of the file and the qids so far (and all of a Parquet file in gz).
+    Only a few blocks of the file and the qids so far are held in memory (and all of a gzipped Parquet file).
 
     Args:
-        source: As for ``read``. The rows of a query must lie together.
+        source: As for ``read``. The rows of a query must be contiguous.
 
     Yields:
-        Frames as ``read`` gives them: joined, they are the frame that ``read`` gives.
+        Frames like those of ``read``; concatenated, they are the frame that ``read`` returns.
 
     Raises:
-        RunFileError: As ``read``, when the place is reached; also where a query comes again after other queries.
-        ImportError: A Parquet file, without pyarrow.
+        RunFileError: As for ``read``, when the malformed place is reached; also if the rows of a query are not
+            contiguous.
+        ImportError: It is a Parquet file, and pyarrow is not installed.
     """
     seen: set[str] = set()
     before = 0  # rows of the file that were given already
-    with _opened(source) as (stream, name):
+    with opened(source) as (stream, name):
         pieces, where = _parse(stream, name)
         for part in _whole_rankings(pieces):
             run = _checked(part, where, before=before)
@@ -140,19 +108,20 @@ def write(
     format: Format | None = None,  # noqa: A002
     tag: str = TAG,
 ) -> None:
-    """Writes a run. A file appears whole or not at all, with equal bytes for equal runs.
+    """Writes a run. Files are written atomically, and equal runs give equal bytes.
 
     Args:
-        run: Columns ``qid``, ``docno``, ``score`` and, where it is there, ``rank``: its order is kept, written from 1
-            without gaps; otherwise ranks follow the scores. TREC files hold these columns only, the other formats all.
+        run: Columns ``qid``, ``docno``, ``score`` and optionally ``rank``, whose order is kept and written from 1
+            without gaps. Without ``rank``, ranks follow the scores. TREC files hold these columns only, the other
+            formats hold all.
         target: Path, or a stream (written to, left open).
         format: Default: by the path's suffix (.run, .trec, .res, .txt; .tsv with tabs; .parquet, .pq; .jsonl, .ndjson;
             each also with .gz); for streams TREC.
         tag: The system's name in TREC files, without white space.
 
     Raises:
-        ValueError: The frame is no run, or its ids do not fit the format; the message names the row.
-        ImportError: Parquet, without pyarrow.
+        ValueError: The frame is not a run, or its ids do not fit the format; the message names the row.
+        ImportError: The format is Parquet, and pyarrow is not installed.
     """
     with writer(target, format=format, tag=tag) as append:
         append(run)
@@ -160,10 +129,10 @@ def write(
 
 @contextmanager
 def writer(target: Source, *, format: Format | None = None, tag: str = TAG) -> Iterator[Append]:  # noqa: A002
-    """As ``write``, piece by piece: gives a function that appends a frame of whole rankings.
+    """Like ``write``, piece by piece: yields a function that appends a frame of whole rankings.
 
     Raises:
-        ValueError: As ``write``; also when a query is appended a second time, or nothing was appended at all.
+        ValueError: As for ``write``; also if a query is appended a second time, or nothing was appended at all.
     """
     seen: set[str] = set()
     with ExitStack() as stack:
@@ -191,11 +160,11 @@ def dataset_of(path: str | os.PathLike[str]) -> str:
     """The ir_datasets id in a Lightning IR file name, such as ``__colbert__msmarco-passage-train-judged.run.gz``.
 
     Raises:
-        ValueError: The name is not of that form, or no dataset (or more than one) has such a name.
+        ValueError: The name does not have that form, or fits no dataset or more than one.
     """
     name = Path(path).name
     stem = name.removesuffix(".gz")
-    stem = stem.removesuffix(Path(stem).suffix) if Path(stem).suffix in (*_SUFFIXES, ".json", ".csv") else stem
+    stem = stem.removesuffix(Path(stem).suffix) if Path(stem).suffix in (*RUN_SUFFIXES, ".json", ".csv") else stem
     dashed = stem.rpartition("__")[2]
     found = sorted(i for i in ir_datasets.registry if i.replace("/", "-") == dashed) if "__" in stem else []
     if len(found) != 1:
@@ -212,7 +181,7 @@ def dataset_of(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[IO[bytes], str]]:
+def opened(source: Source) -> Iterator[tuple[IO[bytes], str]]:
     """A stream of uncompressed bytes that can be rewound to where it starts, and its name for messages."""
     with ExitStack() as stack:
         stream: IO[bytes]
@@ -243,7 +212,7 @@ def _rewindable(source: IO[bytes] | IO[str], stack: ExitStack) -> IO[bytes]:
 
 
 class _FromHere(io.RawIOBase):
-    """A stream whose beginning is where another one stands now, and that does not close it."""
+    """A stream that starts at the current position of another stream, and does not close it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._start = stream, stream.tell()
@@ -261,7 +230,7 @@ class _FromHere(io.RawIOBase):
         return self._stream.read()
 
     def readinto(self, buffer: Any) -> int:
-        # read1, where there is one, gives what is there before it complains of a broken stream.
+        # read1, if it exists, returns the available bytes before it raises an error about a broken stream.
         data = getattr(self._stream, "read1", self._stream.read)(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -274,13 +243,13 @@ class _FromHere(io.RawIOBase):
 
 
 def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[int], str]]:
-    """The rows in pieces, not yet checked for what rows have in common, and what to call a row in messages."""
+    """The rows in pieces, not yet checked across rows, and a function that names a row in messages."""
     start = bytearray(4)
     stream.readinto(start)
     stream.seek(0)
     if start == b"PAR1":
         return _parquet_pieces(stream, name), lambda row: f"{name}, row {row + 1}"
-    head = next(_lines(stream, name), (0, ""))[1]
+    head = next(lines_of(stream, name), (0, ""))[1]
     parse, fault = (_records, _record_fault) if head.startswith("{") else (_trec, _trec_fault)
     return _text_pieces(stream, name, parse, fault), lambda row: f"{name}, line {_line_of(stream, row)}"
 
@@ -288,7 +257,7 @@ def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[in
 def _text_pieces(
     stream: IO[bytes], name: str, parse: Callable[[bytes], pd.DataFrame], fault: Callable[[str], str | None]
 ) -> Iterator[pd.DataFrame]:
-    """The frames that a fast parser makes of blocks; where it stumbles, a slow one looks for the line."""
+    """The frames that a fast parser makes of blocks. If it fails, a slow one looks for the malformed line."""
     ranked = None
     try:
         for block in _blocks(stream):
@@ -298,7 +267,7 @@ def _text_pieces(
             ranked = "rank" in piece.columns
             yield piece
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, *_BROKEN_GZ) as error:
-        for number, line in _lines(stream, name):
+        for number, line in lines_of(stream, name):
             what = fault(line)
             if what:
                 raise RunFileError(f"{name}, line {number}: {what}.") from error
@@ -306,7 +275,7 @@ def _text_pieces(
 
 
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """The stream from its start in blocks of whole lines, none of them blank."""
+    """The stream from its start, in blocks of whole lines, without blank lines."""
     stream.seek(0)
     rest = b""
     while data := stream.read(_BLOCK):
@@ -319,13 +288,13 @@ def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _checked(run: pd.DataFrame, where: Callable[[int], str], *, before: int = 0, repeated: bool = True) -> pd.DataFrame:
-    """Parsed rows, of which ``before`` rows of the file come first, as ``read`` gives them."""
+    """Parsed rows in the form that ``read`` returns; ``before`` is the number of the file's rows before them."""
     ids = Ids.of(run)
     fault = first_fault(run, ids, repeated=repeated)
     if fault is not None:
-        hint = " runs.read(..., duplicates='drop') keeps the better-ranked one." if "twice" in fault.what else ""
+        hint = " runs.read(..., duplicates='drop') keeps the better-ranked one." if fault.kind == "twice" else ""
         raise RunFileError(f"{where(before + fault.row)}: {fault.what}.{hint}")
-    # Equal ids share one string: a column costs a pointer a row, not a string a row.
+    # Equal ids share one string: a column takes one pointer per row, not one string per row.
     run = run.assign(qid=ids.qids.take(ids.query), docno=ids.docnos.take(ids.document), rank=positions(run, ids))
     columns = [*REQUIRED, "rank", *(c for c in run.columns if c not in (*REQUIRED, "rank"))]
     return run[columns]
@@ -346,7 +315,7 @@ def _whole_rankings(pieces: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
 
 
 def _comes_again(qid: pd.Series, seen: set[str]) -> int | None:
-    """The first row in which a query that was seen begins anew; the others are added to ``seen``."""
+    """The first row of a query that was seen before, if any; new queries are added to ``seen``."""
     starts = np.flatnonzero(qid != qid.shift())
     for start, value in zip(starts, qid.iloc[starts], strict=True):
         if value in seen:
@@ -360,12 +329,12 @@ def _trec(block: bytes) -> pd.DataFrame:
     run = _plain_trec(block, "\t" if b"\t" in head else " ")
     if run is not None:
         return run
-    # One column more than a line has, so that the parser, which fills up short lines, does not cut long ones silently.
+    # One column more than a line has, so that the parser, which pads short lines, does not silently cut long ones.
     names = [*_FIELDS, "more"]
     kinds = {**dict.fromkeys(names, str), "rank": np.int64, "score": np.float64}
-    # pandas before 3 reads numbers to the last digit only when asked, pandas 3 warns when asked.
+    # pandas before 3 reads numbers to the last digit only with this option, and pandas 3 warns about it.
     exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-    if len(head.split()) > len(_FIELDS):  # the parser would allow as many everywhere
+    if len(head.split()) > len(_FIELDS):  # the parser would allow that many fields in all lines
         raise ValueError("too many fields")
     parsed: pd.DataFrame = pd.read_csv(
         io.BytesIO(block), sep=r"\s+", header=None, names=names, index_col=False, dtype=cast(Any, kinds),
@@ -377,9 +346,9 @@ def _trec(block: bytes) -> pd.DataFrame:
 
 
 def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
-    """The fastest parser, pyarrow's, where it is installed, for good lines with one separator between fields.
+    """The fastest parser, pyarrow's, if installed, for well-formed lines with one separator between fields.
 
-    Whatever it does not take is None, and left to the other parser, to read or to explain.
+    For other lines it returns None; the other parser then reads them, or says what is wrong.
     """
     if importlib.util.find_spec("pyarrow") is None:
         return None
@@ -424,11 +393,11 @@ def _is_number(text: str, *, whole: bool = False) -> bool:
     return math.isfinite(number) and "_" not in text and (not whole or (number.is_integer() and abs(number) < 2**63))
 
 
-def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     """Numbered lines from the start, without the white space around them and without blank ones.
 
     Raises:
-        RunFileError: A line is no UTF-8, or the gz stream is broken after it.
+        RunFileError: A line is not UTF-8, or the gz stream is broken after it.
     """
     stream.seek(0)
     number = 0
@@ -449,14 +418,14 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
 
 def _line_of(stream: IO[bytes], row: int) -> int:
     """The number of the line that became a row."""
-    return next(number for place, (number, _) in enumerate(_lines(stream, "")) if place == row)
+    return next(number for place, (number, _) in enumerate(lines_of(stream, "")) if place == row)
 
 
 def _records(block: bytes) -> pd.DataFrame:
-    """A frame with the right names and types, or an error that does not say much."""
+    """A frame with the right names and types; its errors do not say which line is wrong."""
     lines = block.decode("utf-8-sig").split("\n")
     frame = pd.DataFrame.from_records([json.loads(line) for line in lines if line and not line.isspace()])
-    frame = frame.rename(columns=_ALIASES)
+    frame = frame.rename(columns=_aliases(frame.columns))
     for key in ("qid", "docno"):
         if pd.api.types.infer_dtype(frame[key], skipna=False) == "integer":
             frame[key] = [str(value) for value in frame[key]]
@@ -470,6 +439,16 @@ def _records(block: bytes) -> pd.DataFrame:
     return frame.astype({"score": np.float64})
 
 
+def _aliases(columns: Collection[str]) -> dict[str, str]:
+    """Which columns go under another name; beside a canonical one, an alias is a column like any other."""
+    found = {}
+    for name, aliases in _ALIASES.items():
+        alias = next((alias for alias in aliases if alias in columns), None)
+        if name not in columns and alias is not None:
+            found[alias] = name
+    return found
+
+
 def _record_fault(line: str) -> str | None:
     try:
         record = json.loads(line)
@@ -477,7 +456,8 @@ def _record_fault(line: str) -> str | None:
         return f"no valid JSON: {error}"
     if not isinstance(record, dict):
         return f"a line must hold a JSON object, got {type(record).__name__}"
-    record = {_ALIASES.get(key, key): value for key, value in record.items()}
+    aliases = _aliases(record)
+    record = {aliases.get(key, key): value for key, value in record.items()}
     for key in REQUIRED:
         if record.get(key) is None:
             return f"{key} is missing"
@@ -494,11 +474,12 @@ def _record_fault(line: str) -> str | None:
 
 def _parquet_pieces(stream: Any, name: str) -> Iterator[pd.DataFrame]:
     pa, pq = _pyarrow(f"{name}, a Parquet file,")
-    if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which gz cannot do well
+    if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which is slow in gz files
         stream = pa.BufferReader(stream.read())
     try:
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)  # else it holds all that it has read
-        names = {_ALIASES.get(column, column): column for column in file.schema_arrow.names}
+        aliases = _aliases(file.schema_arrow.names)
+        names = {aliases.get(column, column): column for column in file.schema_arrow.names}
         missing = [column for column in REQUIRED if column not in names]
         if missing:
             raise RunFileError(f"{name}: no column {', '.join(missing)}; there are: {', '.join(names)}.")
@@ -546,14 +527,46 @@ def _pyarrow(why: str) -> tuple[Any, Any]:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def check_target(path: Path, chosen: Format | None = None) -> Format:
-    """The format that a path would be written in; what would stand in the way is an error already now."""
+def check_target(path: str | os.PathLike[str], *, format: Format | None = None) -> Format:  # noqa: A002
+    """The format that a path would be written in; what would stand in the way is an error already now.
+
+    Raises:
+        ValueError: The suffix says no format.
+        OSError: The path is a folder, or nothing can be written there.
+        ImportError: Parquet, without pyarrow.
+    """
+    target = Path(path).expanduser()
+    found = _format_of(target, format)
+    check_writable(target)
+    return found
+
+
+def check_ids(run: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Finds out, before the work, whether a run's ids can be written to a path; see ``write``.
+
+    Raises:
+        ValueError: An id has white space, and the path is that of a TREC file.
+    """
+    if _format_of(Path(path), None) == "trec":
+        _check_separators([str(value) for name in ("qid", "docno") for value in run[name].unique()])
+
+
+def _check_separators(ids: Iterable[str]) -> None:
+    odd = [value for value in ids if _SEPARATORS.search(value)]
+    if odd:
+        raise ValueError(
+            f"write: {odd[0]!r} has white space, which separates the fields of a TREC file. Write .jsonl or "
+            f".parquet, or rename such ids ({len(odd)} there are)."
+        )
+
+
+def _format_of(path: Path, chosen: Format | None) -> Format:
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    found = chosen or _SUFFIXES.get(suffix)
+    found = chosen or RUN_SUFFIXES.get(suffix)
     if found is None:
         raise ValueError(
-            f"write: the path must end with one of {', '.join(_SUFFIXES)} (and .gz), got {path.name!r}. Rename it, or "
-            f"give a format."
+            f"write: the path must end with one of {', '.join(RUN_SUFFIXES)} (and .gz), got {path.name!r}. Rename it, "
+            f"or give a format."
         )
     if found == "parquet":
         _pyarrow("Writing Parquet (TREC and JSON lines do not)")
@@ -561,7 +574,7 @@ def check_target(path: Path, chosen: Format | None = None) -> Format:
 
 
 def _target(stack: ExitStack, target: Source, chosen: Format | None) -> tuple[Format, Any]:
-    """The format, and a stream that becomes the file when the stack is left without an error."""
+    """The format, and a stream that becomes the file when the stack is closed without an error."""
     if chosen not in (None, *get_args(Format)):
         raise ValueError(f"write: format must be None or one of {', '.join(get_args(Format))}, got {chosen!r}.")
     if not isinstance(target, str | os.PathLike):
@@ -570,7 +583,7 @@ def _target(stack: ExitStack, target: Source, chosen: Format | None) -> tuple[Fo
             raise ValueError("write: Parquet needs a stream of bytes, got a stream of text.")
         return chosen or "trec", _Encoded(cast(IO[str], target)) if text else target
     path = Path(target).expanduser()
-    found = check_target(path, chosen)
+    found = _format_of(path, chosen)
     scratch = stack.enter_context(replacing(path.absolute()))
     stream: Any = stack.enter_context(scratch.open("wb"))
     if path.name.endswith(".gz"):  # without name and time, so that equal runs are equal files
@@ -579,7 +592,7 @@ def _target(stack: ExitStack, target: Source, chosen: Format | None) -> tuple[Fo
 
 
 class _Encoded:
-    """A stream of text as one of bytes."""
+    """A text stream as a stream of bytes."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -598,16 +611,10 @@ def _to_write(run: pd.DataFrame, chosen: Format) -> tuple[pd.DataFrame, list[str
     ids = Ids.of(run)
     fault = first_fault(run, ids)
     if fault is not None:
-        hint = " runs.deduplicate(run) keeps the better-ranked one." if "twice" in fault.what else ""
-        raise ValueError(f"write: row {fault.row} (from 0): {fault.what}.{hint}")
+        raise ValueError(f"write: row {fault.row} (from 0): {fault.what}.{fault.remedy}")
     qids, docnos = ([str(value) for value in values] for values in (ids.qids, ids.docnos))
-    # No id is empty here, so that joining and splitting changes their number only where there is white space.
-    if chosen == "trec" and any(len(" ".join(values).split()) != len(values) for values in (qids, docnos)):
-        odd = [value for value in (*qids, *docnos) if value.split() != [value]]
-        raise ValueError(
-            f"write: {odd[0]!r} has white space, which separates the fields of a TREC file. Write .jsonl or "
-            f".parquet, or rename such ids ({len(odd)} there are)."
-        )
+    if chosen == "trec":
+        _check_separators((*qids, *docnos))
     rank = positions(run, ids) - pt.model.FIRST_RANK + 1
     run = run.assign(
         qid=pd.Index(qids, dtype=object).take(ids.query),

@@ -22,25 +22,25 @@ def subsample(
     seed: int = 42,
     first_stage: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Part of a run: some queries, and the top of each ranking; the paper's axes (10,000 queries x 100 documents).
+    """A sample of a run: some queries, and the top of each ranking, as varied in the paper (10,000 x 100 documents).
 
-    Samples are nested: with one seed, 100 queries are among the 1,000, and the choice depends neither on the order of
-    the rows nor on numpy's version. Queries are chosen by a hash of seed and qid.
+    Samples are nested: with the same seed, a sample of 100 queries is part of that of 1,000. The choice does not depend
+    on the order of the rows or on numpy's version. Queries are chosen by a hash of seed and qid.
 
     Args:
-        run: Columns ``qid``, ``docno``, ``score``, and ``rank`` where there is one.
-        queries: How many queries; default: all.
-        depth: How many documents a query, counted in ``first_stage`` where it is given, else in the run itself;
+        run: Columns ``qid``, ``docno``, ``score``, and optionally ``rank``.
+        queries: The number of queries; default: all.
+        depth: The number of documents per query, counted in ``first_stage`` if it is given, else in the run itself;
             default: all. Shorter rankings stay as they are.
-        seed: Which queries.
-        first_stage: The run that a teacher re-ranked. The paper's shallower sets hold what the teacher would have seen
-            of a shallower first stage: its top ``depth``, in the teacher's order.
+        seed: Decides which queries are chosen.
+        first_stage: The run that a teacher re-ranked. The paper's shallower sets contain what the teacher would have
+            seen of a shallower first stage: its top ``depth``, in the teacher's order.
 
     Returns:
         A new frame in the run's order, with ranks from 0.
 
     Raises:
-        ValueError: Fewer queries than asked for, or no ranking is ``depth`` deep.
+        ValueError: There are fewer queries than asked for, or no ranking has ``depth`` documents.
     """
     for name, value in (("queries", queries), ("depth", depth)):
         if value is not None and not is_whole(value, least=1):
@@ -71,8 +71,9 @@ def merge(runs: Iterable[pd.DataFrame], *, overlap: Literal["error", "first"] = 
 
     Args:
         runs: Runs with the same columns.
-        overlap: What to do with a query that is in several runs: an error, or keep the ranking of the first run that
-            has it. (Rankings are never mixed: scores of different systems do not compare. Fuse runs with PyTerrier.)
+        overlap: What to do with a query that is in several runs: raise an error, or keep the ranking of the first run
+            that has it. (Rankings are never mixed, since scores of different systems are not comparable. Fuse runs with
+            PyTerrier.)
 
     Returns:
         A new frame, run after run.
@@ -109,7 +110,7 @@ def deduplicate(run: pd.DataFrame) -> pd.DataFrame:
     """Keeps the better-ranked of rows with the same (qid, docno), and closes the gaps in the ranks.
 
     Args:
-        run: Columns ``qid``, ``docno``, ``score``, and ``rank`` where there is one.
+        run: Columns ``qid``, ``docno``, ``score``, and optionally ``rank``.
 
     Returns:
         A new frame in the run's order, with ranks from 0; ``len(run) - len(result)`` rows were duplicates.

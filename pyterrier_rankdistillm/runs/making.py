@@ -19,7 +19,8 @@ import pyterrier as pt
 
 from ..checks import is_whole, whole
 from ..errors import RankingError
-from .files import check_target, read
+from .files import check_target
+from .given import Door, GivenRun, Ranker, Run, Topics, first_stage_of, ids_of, ranker_of, read, topics_of
 from .ranks import Ids, first_fault, order_disagrees, positions
 from .records import describe, frame_digest, versions
 from .shards import Shards, completed, folder_of
@@ -52,7 +53,9 @@ _TEACHER = Roles(
     "make_teacher_run",
     "the teacher",
     "the teacher's ranking",
-    "Mend the teacher and call again (finished shards are kept), or leave such queries out with on_fault='skip'.",
+    "A teacher must be a re-ranker: it ranks just the documents that it is given. "
+    "Mend it and call again (finished shards are kept), or "
+    "leave such queries out with on_fault='skip'.",
 )
 
 
@@ -62,7 +65,7 @@ class MadeRun:
 
     Args:
         path: The run file.
-        record: What it was made with; also in ``{path}.json``.
+        record: How it was made; also in ``{path}.json``.
     """
 
     path: Path
@@ -74,9 +77,9 @@ class MadeRun:
 
 
 def make_teacher_run(
-    teacher: pt.Transformer,
-    first_stage: pt.Transformer | pd.DataFrame,
-    topics: pd.DataFrame,
+    teacher: Ranker,
+    first_stage: pt.Transformer | Run,
+    topics: Topics,
     output: str | os.PathLike[str],
     *,
     depth: int = 100,
@@ -90,25 +93,26 @@ def make_teacher_run(
 ) -> MadeRun:
     """Lets a teacher re-rank a first stage, and writes its run.
 
-    The work is done in shards of queries, kept in ``{output}.shards``. Whenever it stops, the same call goes on after
-    the last finished shard, and the file is the same, byte for byte, as without the stop (given a teacher whose ranking
-    follows from its input and the random seeds; those of ``random``, numpy and torch are set for every shard).
-    Afterwards the record ``{output}.json`` lies beside the run and the shards are deleted. A call that finds run and
-    record of the same work returns them.
+    The work is done in shards of queries, kept in ``{output}.shards``. If it stops, the same call continues after the
+    last finished shard, and the file is byte for byte the same as without the interruption (if the teacher's ranking
+    depends only on its input and the random seeds; those of ``random``, numpy and torch are set for every shard). At
+    the end, the record ``{output}.json`` is written beside the run, and the shards are deleted. If run and record of
+    the same work exist already, they are returned.
 
     Args:
-        teacher: A re-ranker; it gets what the first stage gives, cut to ``depth``.
+        teacher: A re-ranker: any transformer, an open checkpoint, or a hub id or folder of one. It gets what the first
+            stage gives, cut to ``depth``.
         first_stage: Finds the candidates, with text where the teacher reads it (``bm25 >> dataset.text_loader()``);
-            or a run of them as a frame.
-        topics: Columns ``qid`` (strings) and ``query``.
+            or a run of them: a frame, a file, or a published run.
+        topics: A frame with ``qid`` and ``query``, a file, or a dataset or its name.
         output: Run file to write; the suffix says the format, as in ``runs.write``.
         depth: Documents a query that the teacher gets, at most.
         shard_size: Queries a shard: what is lost at most, and what the teacher can batch over.
         seed: Of the random number generators.
         model: The teacher's model, for the record, where the teacher's own settings do not say it.
         revision: The model's revision, for the record.
-        settings: Anything else for the record, as JSON values. A change of it, as of any argument but ``verbose``,
-            makes it other work.
+        settings: Anything else for the record, as JSON values. If it changes, or any other argument except ``verbose``,
+            the work counts as other work.
         on_fault: What to do with a query whose ranking lacks, invents or repeats documents, has a score that is no
             number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
         verbose: Show a progress bar.
@@ -120,13 +124,19 @@ def make_teacher_run(
 
     Raises:
         RankingError: A faulty ranking; the shards finished so far stay.
-        ShardError: ``{output}.shards`` is of other work.
-        FileExistsError: ``output`` is of other work.
+        ShardError: ``{output}.shards`` belongs to other work.
+        FileExistsError: ``output`` belongs to other work.
     """
-    _check(topics, depth, shard_size, on_fault)
+    who = _TEACHER.caller
+    asked = topics_of(topics, who=who)
+    ranker = ranker_of(teacher, who=who, argument="teacher")
+    if isinstance(ranker, GivenRun):
+        raise Door(who, "teacher", "a re-ranker").refuse(teacher, "A run needs no making.")
+    stage = first_stage_of(first_stage, who=who)
+    _check(depth, shard_size, on_fault)
     about = _as_json({"model": model, "revision": revision, "settings": dict(settings or {})})
     return make_run(
-        teacher, first_stage, topics, output, roles=_TEACHER, depth=depth, shard_size=shard_size, seed=seed,
+        ranker, stage, asked, output, roles=_TEACHER, depth=depth, shard_size=shard_size, seed=seed,
         about=about, on_fault=on_fault, verbose=verbose,
     )  # fmt: skip
 
@@ -214,6 +224,8 @@ def _rank(
     if not found:
         return pd.DataFrame(columns=_COLUMNS), {"without_documents": empty, "faults": {}}
     ranked = reranker.transform(given)
+    if {"qid", "docno"} <= set(ranked.columns):
+        ranked = _with_string_ids(ranked, Door(roles.caller, roles.ranking, "a ranking"))
     faults = _faults(found, ranked, roles)
     if faults and on_fault == "error":
         shown = "; ".join(f"qid {qid!r}: {', '.join(what)}" for qid, what in list(faults.items())[:3])
@@ -233,6 +245,7 @@ def _candidates(found: pd.DataFrame, topics: pd.DataFrame, depth: int, roles: Ro
     missing = [column for column in ("qid", "docno", "score") if column not in found.columns]
     if missing:
         raise roles.error(f"{roles.caller}: the first stage gives no column {', '.join(missing)}. Is it a retriever?")
+    found = _with_string_ids(found, Door(roles.caller, "the run of the first stage", "a run"))
     found = found[found["qid"].isin(topics["qid"])].reset_index(drop=True)
     ids = Ids.of(found)
     fault = first_fault(found, ids)
@@ -261,7 +274,7 @@ def _faults(given: Mapping[str, list[str]], ranked: pd.DataFrame, roles: Roles) 
             f"{verb} {len(docnos)} of {len(asked)} documents ({_some(docnos)})"
             for verb, docnos in (
                 ("drops", [docno for docno in given.get(qid, ()) if docno not in got]),
-                ("invents", [docno for docno in got if docno not in asked]),
+                ("adds", [docno for docno in got if docno not in asked]),
                 ("repeats", [docno for docno, times in got.items() if times > 1]),
             )
             if docnos
@@ -275,6 +288,10 @@ def _faults(given: Mapping[str, list[str]], ranked: pd.DataFrame, roles: Roles) 
     return faults
 
 
+def _with_string_ids(run: pd.DataFrame, door: Door) -> pd.DataFrame:
+    return run.assign(qid=ids_of(run["qid"], "qid", door), docno=ids_of(run["docno"], "docno", door))
+
+
 def _docnos(run: pd.DataFrame) -> dict[str, list[str]]:
     return cast(Any, run.groupby("qid", sort=False)["docno"].agg(list).to_dict())  # type: ignore[no-any-return]
 
@@ -283,22 +300,12 @@ def _some(docnos: list[str]) -> str:
     return ", ".join(repr(docno) for docno in docnos[:3]) + (", ..." if len(docnos) > 3 else "")
 
 
-def _check(topics: pd.DataFrame, depth: int, shard_size: int, on_fault: str) -> None:
-    def require(holds: bool, what: str) -> None:
-        if not holds:
-            raise ValueError(f"make_teacher_run: {what}")
-
-    require(on_fault in ("error", "skip"), f"on_fault must be 'error' or 'skip', got {on_fault!r}.")
+def _check(depth: int, shard_size: int, on_fault: str) -> None:
+    if on_fault not in ("error", "skip"):
+        raise ValueError(f"make_teacher_run: on_fault must be 'error' or 'skip', got {on_fault!r}.")
     for name, value in (("depth", depth), ("shard_size", shard_size)):
-        require(is_whole(value, least=1), f"{name} must be at least 1, got {value!r}.")
-    missing = [column for column in ("qid", "query") if column not in topics.columns]
-    require(not missing, f"topics must have the columns qid and query, got no {', '.join(missing)}.")
-    require(len(topics) > 0, "topics must not be empty.")
-    for column in ("qid", "query"):
-        odd = [value for value in topics[column] if not isinstance(value, str) or not value]
-        require(not odd, f"{column} of all topics must be a string that is not empty, got {odd[:1]}.")
-    again = topics["qid"][topics["qid"].duplicated()].tolist()
-    require(not again, f"each qid must be in the topics once, got {again[:1]} again.")
+        if not is_whole(value, least=1):
+            raise ValueError(f"make_teacher_run: {name} must be at least 1, got {value!r}.")
 
 
 def _seed(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Arrow files that are made of other files once, to be mapped into memory: rankings of a run, texts of Parquet."""
+"""Arrow files that are made once from other files, to be memory-mapped: rankings of a run, texts of a Parquet file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..extras import require
 from .atomic import replacing
 
 _LAYOUT = "1"
-_SAMPLE = 64 << 10  # bytes at either end of a file that its identity looks at
+_SAMPLE = 64 << 10  # bytes at either end of a file that are part of its identity
 
 
 @dataclass(frozen=True)
 class MappedForm:
-    """What a file was read into, kept and used again until the file changes.
+    """The mapped form of a file, kept and reused until the file changes.
 
     Args:
-        path: Where it is.
-        kind: What it holds, as its name ends: ``rankings``.
-        identity: Of the file that it is made of.
+        path: The path of the mapped form.
+        kind: What it holds, which is also the end of its name: ``rankings``.
+        identity: The identity of the file that it is made from.
     """
 
     path: Path
@@ -33,22 +33,22 @@ class MappedForm:
 
     @classmethod
     def of(cls, source: Path, kind: str, folder: str | os.PathLike[str] | None) -> MappedForm:
-        """The form of a file as it is now, whether it is made yet or not: beside the file, or in ``folder``.
+        """The mapped form of a file in its current state, made or not: beside the file, or in ``folder``.
 
         Raises:
             FileNotFoundError: There is no such file.
         """
         if folder is None:
             return cls(source.with_name(f"{source.name}.{kind}"), kind, _identity(source))
-        # Files of one name come from many folders.
+        # Files from different folders can have the same name.
         other = hashlib.blake2b(os.fsencode(source.parent), digest_size=4).hexdigest()
         return cls(Path(folder).expanduser().absolute() / f"{source.name}.{other}.{kind}", kind, _identity(source))
 
     def is_there(self) -> bool:
-        """Whether it is made, of the file as it is now.
+        """Whether it exists and was made from the file in its current state.
 
         Raises:
-            ValueError: Something else has its name.
+            ValueError: Another file has its name.
         """
         if not self.path.exists():
             return False
@@ -67,10 +67,10 @@ class MappedForm:
 
     @contextmanager
     def writer(self, columns: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
-        """Makes it, whole or not at all: what is yielded appends a part, an Arrow array for each of the columns.
+        """Writes it atomically. Yields a function that appends a part: an Arrow array for each of the columns.
 
         Args:
-            columns: Their Arrow types, by name.
+            columns: The columns' Arrow types, by name.
 
         Raises:
             PermissionError: The folder is not writable.
@@ -94,7 +94,7 @@ class MappedForm:
 
     @property
     def _key(self) -> bytes:
-        """In the file's metadata: says whose it is, and which file it was made of."""
+        """The entry in its metadata that says that it is ours, and which file it was made from."""
         return f"pyterrier_rankdistillm.{self.kind}".encode()
 
 
@@ -109,7 +109,7 @@ def arrow() -> tuple[Any, Any]:
 
 
 def _identity(path: Path) -> str:
-    """What tells a file from what it was before, without reading all of it."""
+    """A string that changes when the file changes, made without reading all of it."""
     status = path.stat()
     with path.open("rb") as file:
         ends = [file.read(_SAMPLE)]

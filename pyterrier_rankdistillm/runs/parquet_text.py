@@ -1,4 +1,4 @@
-"""Passages of a Parquet file by docno, mapped into memory: a docstore for those who have no other."""
+"""The passages of a memory-mapped Parquet file by docno: a docstore for those who have no other."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _BATCH = 10_000  # passages that are copied together
 
 
 class ParquetText(pt.Transformer):
-    """Adds ``text`` by ``docno`` from a Parquet file; one of a corpus's size, since nothing of it is held in memory.
+    """Adds ``text`` by ``docno`` from a Parquet file, which may be of any size, since it is not read into memory.
 
-    Parquet can only be read by the million rows, so that the file is copied once, as Arrow: beside it, under its name
-    and ``.texts``, as large as the texts are. It is mapped into memory, which processes of a machine share, and used
-    again until the file changes. Finding a frame's documents takes one pass over all docnos (some 0.2 s for nine
-    million): ask for many at once.
+    Parquet files can only be read in groups of up to a million rows, so the file is copied once, as Arrow. The copy is
+    kept beside the file, with the suffix ``.texts``, and is as large as the texts. It is memory-mapped, shared by the
+    processes of a machine, and reused until the file changes. Finding a frame's documents takes one pass over all
+    docnos (about 0.2 s for nine million), so request many documents at once.
 
     Args:
         source: Parquet file with the columns ``docno`` (or doc_id, docid, id) and ``text``, strings.
@@ -31,7 +31,7 @@ class ParquetText(pt.Transformer):
     Raises:
         ValueError: The file has no such columns.
         PermissionError: The folder is not writable.
-        ImportError: Without pyarrow.
+        ImportError: pyarrow is not installed.
     """
 
     schematic: ClassVar[dict[str, str | None]] = {"label": "ParquetText", "help_url": None}
@@ -43,7 +43,7 @@ class ParquetText(pt.Transformer):
         self._open()
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Adds (or replaces) the column ``text``: None where the file has no such docno.
+        """Adds (or replaces) the column ``text``: None if the file has no such docno.
 
         Raises:
             ValueError: The file has a docno twice, with different texts.
@@ -52,7 +52,7 @@ class ParquetText(pt.Transformer):
         (pa, _), compute = arrow(), import_module("pyarrow.compute")
         wanted = pa.array(inp["docno"].unique().tolist(), pa.string())
         table = self._open()
-        # By a mask, not by places: those would be looked up in all texts as one piece, which is too large for Arrow.
+        # By a mask rather than by positions: for these, Arrow would join all texts into one piece, which is too large.
         found = table.filter(compute.is_in(table["docno"], value_set=wanted))
         texts: dict[str, str] = {}
         for docno, text in zip(found["docno"].to_pylist(), found["text"].to_pylist(), strict=True):

@@ -1,7 +1,7 @@
 """The published Rank-DistiLLM files, as PyTerrier and ir_datasets datasets.
 
-Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920. Ids and places on disk are those of
-Lightning IR, so that both packages share what either has downloaded.
+Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920. Ids and paths on disk are those of Lightning
+IR, so that both packages share their downloads.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from ir_datasets.formats import BaseScoredDocs, GenericScoredDoc
 
 from ..errors import DownloadError
 from .download import download, md5_of, remote_size
-from .files import read
-from .text import add_queries, load_topics
+from .files import read_file
+from .text import join_queries, load_topics
+
+PREFIX = "rankdistillm:"
+"""What names of this package's datasets begin with."""
 
 PARENT = "msmarco-passage/train"
 """The ir_datasets collection whose queries, qrels and passages the published runs refer to."""
@@ -35,12 +38,13 @@ class PublishedFile:
     """A file of the Rank-DistiLLM publication.
 
     Args:
-        name: Its name where it is published.
-        urls: Where it can be had, with the same bytes, best first.
-        md5: Its checksum; None where unknown, and then it is not downloaded by this package.
-        size: Its size in bytes; None where unknown (``preflight(online=True)`` asks the server).
-        contents: What is in it.
-        licence: None where unknown; the passages that the ids refer to are MS MARCO's, for non-commercial research.
+        name: Its name at its publisher.
+        urls: Its sources, with the same bytes, best first.
+        md5: Its checksum; None if unknown, in which case this package does not download it.
+        size: Its size in bytes; None if unknown (``preflight(online=True)`` asks the server).
+        contents: What it contains.
+        licence: Its licence; None if unknown. The passages that the ids refer to are MS MARCO's, for non-commercial
+            research.
     """
 
     name: str
@@ -148,7 +152,7 @@ NAMES: dict[str, tuple[PublishedFile, ...]] = {
 
 
 def fetch(name: str, *, verbose: bool = True) -> Path:
-    """The run file of a published dataset, downloaded if it is not there.
+    """The run file of a published dataset, downloaded if needed.
 
     Args:
         name: ``"rankzephyr"``, ``"set-encoder"``, ``"monoelectra"`` or ``"colbert"``.
@@ -156,7 +160,7 @@ def fetch(name: str, *, verbose: bool = True) -> Path:
 
     Raises:
         KeyError: There is no such dataset.
-        DownloadError: No source gave it.
+        DownloadError: It could not be downloaded from any source.
     """
     files = _files(name)
     there = [file for file in files if _place(name, file).is_file()]
@@ -173,7 +177,7 @@ def verify(name: str) -> bool:
     """Whether the downloaded file of a published dataset still has its checksum (reads all of it).
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: It has not been downloaded.
     """
     for file in _files(name):
         if _place(name, file).is_file():
@@ -182,16 +186,16 @@ def verify(name: str) -> bool:
 
 
 def preflight(*names: str, online: bool = False) -> pd.DataFrame:
-    """What using published datasets will download, how large it is, and where to; downloads nothing.
+    """What using published datasets will download, how large it is, and where it is stored. It downloads nothing.
 
     Args:
         names: Datasets, as for ``fetch``; default: all.
         online: Ask the servers for sizes that are not known.
 
     Returns:
-        One row a file, those of the parent collection included: ``dataset``, ``file``, ``bytes`` (Int64, missing where
+        One row per file, including those of the parent collection: ``dataset``, ``file``, ``bytes`` (Int64, missing if
         unknown), ``there`` (whether it is downloaded), ``target``, ``free`` (bytes on that disk), ``url``, ``md5``,
-        ``contents``, ``licence`` (missing where unknown).
+        ``contents``, ``licence`` (missing if unknown).
     """
     rows = []
     for name in names or NAMES:
@@ -212,7 +216,7 @@ def preflight(*names: str, online: bool = False) -> pd.DataFrame:
 
 
 def register() -> None:
-    """Adds the published runs to ir_datasets under Lightning IR's ids; ids that exist are left alone."""
+    """Adds the published runs to ir_datasets under Lightning IR's ids; existing ids are not changed."""
     for name in NAMES:
         dataset_id = f"{PARENT}/rank-distillm-{name}"
         if dataset_id not in ir_datasets.registry._registered:
@@ -228,21 +232,21 @@ class PublishedScoredDocs(BaseScoredDocs):  # type: ignore[misc]  # ir_datasets 
         self._name = name
 
     def scoreddocs_path(self) -> Path:
-        """The file, downloaded if it is not there."""
+        """The file, downloaded if needed."""
         return fetch(self._name)
 
     def scoreddocs_iter(self) -> Iterator[GenericScoredDoc]:
         """The run's rows in the file's order."""
-        run = read(fetch(self._name))
+        run = read_file(fetch(self._name))
         for qid, docno, score in zip(run["qid"], run["docno"], run["score"], strict=True):
             yield GenericScoredDoc(qid, docno, score)
 
 
 class PublishedDataset(pt.datasets.Dataset):
-    """``pt.get_dataset("rankdistillm:rankzephyr")`` and its sisters.
+    """``pt.get_dataset("rankdistillm:rankzephyr")`` and the other published runs.
 
-    Corpus, topics, qrels and ``text_loader()`` are those of MS MARCO's training split, ``get_results()`` is the run.
-    Nothing is downloaded before it is asked for; ``preflight`` says what will be.
+    Corpus, topics, qrels and ``text_loader()`` are those of MS MARCO's training split; ``get_results()`` is the run.
+    Nothing is downloaded before it is used; ``preflight`` says what will be.
     """
 
     def __init__(self, name: str) -> None:
@@ -264,12 +268,12 @@ class PublishedDataset(pt.datasets.Dataset):
         return "en"
 
     def get_topics(self, variant: Literal["run"] | None = None) -> pd.DataFrame:  # type: ignore[override]
-        """Columns ``qid`` and ``query``: all training queries, or with ``"run"`` those that the run ranks for."""
+        """Columns ``qid`` and ``query``: all training queries, or with ``"run"`` only those of the run."""
         if variant not in (None, "run"):
             raise ValueError(f"{self!r}: variant must be None or 'run', got {variant!r}.")
         topics = load_topics(f"{PARENT}/rank-distillm-{self.name}")
         if variant == "run":
-            topics = topics[topics["qid"].isin(read(fetch(self.name))["qid"].unique())].reset_index(drop=True)
+            topics = topics[topics["qid"].isin(read_file(fetch(self.name))["qid"].unique())].reset_index(drop=True)
         return topics
 
     def get_topics_lang(self) -> str:
@@ -291,7 +295,7 @@ class PublishedDataset(pt.datasets.Dataset):
         """
         if variant is not None:
             raise ValueError(f"{self!r} has no variants of its results, got {variant!r}.")
-        run = add_queries(read(fetch(self.name)), self)
+        run = join_queries(read_file(fetch(self.name)), self.get_topics())
         return run[["qid", "query", "docno", "score", "rank"]]
 
     def text_loader(self, fields: list[str] | str | Literal["*"] = "*", *, verbose: bool = False) -> pt.Transformer:
@@ -326,7 +330,7 @@ def _fetch_file(name: str, file: PublishedFile, verbose: bool) -> Path | Downloa
 
 
 def _parent_files() -> Iterable[tuple[Any, ...]]:
-    """What ir_datasets downloads for passages, queries and qrels, as its own table states it."""
+    """What ir_datasets downloads for passages, queries and qrels, according to its own table."""
     collection = PARENT.partition("/")[0]
     home = Path(ir_datasets.util.home_path()) / collection
     table = ir_datasets.util.DownloadConfig.context(collection).contents()

@@ -1,4 +1,4 @@
-"""Runs by ranking, for training: any query's documents at random, without the run in memory."""
+"""Runs by ranking, for training: random access to any query's documents, without holding the run in memory."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 
 from .files import read_parts
 from .mapped import MappedForm, arrow
-from .published import fetch
+from .published import PREFIX, fetch
 from .ranks import Ids, Integers, first_fault, positions
 
-_PUBLISHED = "rankdistillm:"
+_TOGETHER = 10_000  # rankings that are looked at together
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # arrays have no one truth to compare by
+@dataclass(frozen=True, slots=True, eq=False)  # arrays do not compare to a single bool
 class Ranking:
-    """What a run has for one query.
+    """The ranking of one query.
 
     Args:
         qid: The query's id.
         docnos: Its documents, best first.
-        scores: Their scores, shape (documents,); None where the run has ranks only.
-        query: The query's text; None where the run has none.
+        scores: Their scores, shape (documents,); None if the run has ranks only.
+        query: The query's text; None if the run has none.
     """
 
     qid: str
@@ -38,18 +38,18 @@ class Ranking:
 
 
 class Rankings:
-    """A run as one ranking a query, by position: ``rankings[0]`` is the first query's ``Ranking``.
+    """A run as a sequence of rankings, one per query: ``rankings[0]`` is the first query's ``Ranking``.
 
-    Made by ``from_frame`` or ``from_file``. Documents are in the order of the run's ranks; where it has none, by
-    descending score, equal ones by docno, descending, as trec_eval orders them. From a file, the documents stay on
-    disk and are mapped into memory: a process holds eight bytes a query, and pickles (for a ``DataLoader``'s workers)
-    carry the path.
+    It is made by ``from_frame`` or ``from_file``. Documents are in the order of the run's ranks. Without ranks, they
+    are ordered by descending score, and equal scores by descending docno, as trec_eval does. The documents of a file
+    stay on disk and are memory-mapped: a process holds eight bytes per query, and pickles (for a ``DataLoader``'s
+    workers) contain only the path.
 
     Attributes:
         qids: The queries, in the order of the run.
-        docnos: The documents of all rows, ranking after ranking, best first; ``docnos[row]`` for any ``row`` below
-            ``rows`` is a draw from all that was retrieved, as for random negatives.
-        sizes: How many documents each query has, shape (queries,).
+        docnos: The documents of all rows, ranking after ranking, best first. ``docnos[row]`` with a random ``row``
+            below ``rows`` draws from all that was retrieved, as for random negatives.
+        sizes: The number of documents of each query, shape (queries,).
     """
 
     qids: Sequence[str]
@@ -66,10 +66,10 @@ class Rankings:
         """The rankings of a frame, held in memory.
 
         Args:
-            run: Columns ``qid``, ``docno``, at least one of ``rank`` and ``score``, and ``query`` where there is one.
+            run: Columns ``qid``, ``docno``, at least one of ``rank`` and ``score``, and optionally ``query``.
 
         Raises:
-            ValueError: The frame is no run, or a query has several texts.
+            ValueError: The frame is not a run, or a query has several texts.
         """
         return cls(_columns(_valid(run)))
 
@@ -77,24 +77,24 @@ class Rankings:
     def from_file(cls, source: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> Rankings:
         """The rankings of a run file of any size.
 
-        The file is read once, part by part, into a form that can be mapped into memory (Arrow, some 20 bytes a row),
-        which is kept and used again until the file changes: its size, its time of modification, or its first or last
-        64 KiB. Processes that start together may each make it; it appears whole, and theirs are equal.
+        The file is read once, part by part, into a form that can be memory-mapped (Arrow, about 20 bytes per row). The
+        mapped form is kept and reused until the file changes, that is, its size, its time of modification, or its first
+        or last 64 KiB. Processes that start together may each make it; it is written atomically, and all get the same.
 
         Args:
-            source: A run file as for ``read_parts``, or a published run: ``"rankdistillm:rankzephyr"``, downloaded if
-                it is not there.
-            folder: Where the mapped form is kept; default: beside the file, under its name and ``.rankings``.
+            source: A run file as for ``read_parts``, or a published run (``"rankdistillm:rankzephyr"``), which is
+                downloaded if needed.
+            folder: Where the mapped form is kept; default: beside the file, with the suffix ``.rankings``.
 
         Raises:
-            RunFileError: The file is malformed, or the rows of a query do not lie together.
-            ValueError: A query has several texts, or something else has the mapped form's name.
+            RunFileError: The file is malformed, or the rows of a query are not contiguous.
+            ValueError: A query has several texts, or another file has the mapped form's name.
             PermissionError: The folder is not writable.
-            ImportError: Without pyarrow.
+            ImportError: pyarrow is not installed.
         """
         arrow()  # before a download
-        if isinstance(source, str) and source.startswith(_PUBLISHED):
-            source = fetch(source.removeprefix(_PUBLISHED))
+        if isinstance(source, str) and source.startswith(PREFIX):
+            source = fetch(source.removeprefix(PREFIX))
         path = Path(source).expanduser().absolute()
         form = MappedForm.of(path, "rankings", folder)
         if not form.is_there():
@@ -103,13 +103,28 @@ class Rankings:
 
     @property
     def rows(self) -> int:
-        """Documents of all rankings together."""
+        """The number of documents of all rankings together."""
         return len(self.docnos)
 
     @property
     def has_scores(self) -> bool:
         """Whether rankings have scores."""
         return self._columns.scores is not None
+
+    def contradictions(self) -> list[str]:
+        """The qids in whose rankings a document has a higher score than one that is ranked above it."""
+        if self._columns.scores is None:
+            return []
+        odd: list[str] = []
+        starts = self._columns.starts
+        for first in range(0, len(self), _TOGETHER):
+            bounds = starts[first : first + _TOGETHER + 1]
+            scores = np.asarray(self._columns.scores[int(bounds[0]) : int(bounds[-1])], dtype=np.float64)
+            rises = np.flatnonzero(np.diff(scores) > 0) + 1 + bounds[0]
+            places = np.searchsorted(bounds, rises, side="right") - 1
+            within = rises != bounds[places]  # the first document of a ranking has none above it
+            odd += [self.qids[first + int(place)] for place in np.unique(places[within])]
+        return odd
 
     def __len__(self) -> int:
         return len(self.qids)
@@ -137,12 +152,12 @@ class Rankings:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Rankings one after another; columns are numpy's (in memory) or Arrow's (mapped).
+    """Rankings one after another, in columns of numpy (in memory) or Arrow (mapped).
 
     Args:
         qids: Strings, shape (queries,).
         queries: Strings or None, shape (queries,).
-        starts: The row where each ranking begins, and where the last one ends, shape (queries + 1,).
+        starts: The rows at which the rankings begin, and the end of the last one, shape (queries + 1,).
         docnos: Strings, shape (rows,).
         scores: Shape (rows,), or None.
     """
@@ -155,7 +170,7 @@ class _Columns:
 
 
 class _Strings(Sequence[str]):
-    """A column of strings, as Python's strings when asked for."""
+    """A column of strings, converted to Python's strings on access."""
 
     def __init__(self, column: Any) -> None:
         self._column = column
@@ -198,7 +213,7 @@ def _columns(run: pd.DataFrame) -> _Columns:
 
 
 def _valid(run: pd.DataFrame) -> pd.DataFrame:
-    """The frame with ranks; a ValueError where it is no run."""
+    """The frame with ranks; a ValueError if it is not a run."""
     missing = [column for column in ("qid", "docno") if column not in run.columns]
     if missing or not {"rank", "score"} & set(run.columns):
         raise ValueError(
@@ -209,17 +224,16 @@ def _valid(run: pd.DataFrame) -> pd.DataFrame:
             raise ValueError(f"Rankings: {column} must hold {what}, got dtype {run[column].dtype}. Convert it.")
     if run.empty:
         raise ValueError("Rankings: the run has no rows.")
-    # A run without scores is one whose scores fall with its ranks.
+    # A run without scores is treated as one whose scores fall with its ranks.
     scored = run if "score" in run.columns else run.assign(score=-run["rank"])
     ids = Ids.of(scored)
     fault = first_fault(scored, ids)
     if fault is not None:
-        hint = " runs.deduplicate(run) keeps the better-ranked one." if "twice" in fault.what else ""
-        raise ValueError(f"Rankings: row {fault.row} (from 0): {fault.what}.{hint}")
+        raise ValueError(f"Rankings: row {fault.row} (from 0): {fault.what}.{fault.remedy}")
     return run.assign(rank=positions(scored, ids))
 
 
-# --- mapped: a row a query, whose documents are a list ---------------------------------------------------------------
+# --- mapped: one row per query, whose documents are a list -----------------------------------------------------------
 
 
 def _make(form: MappedForm, run: Path) -> None:
@@ -235,7 +249,7 @@ def _make(form: MappedForm, run: Path) -> None:
 
 
 def _open(form: MappedForm) -> Rankings:
-    """The rankings of a form that is there, mapped."""
+    """The rankings of an existing mapped form."""
     pa, _ = arrow()
     if not form.is_there():
         raise FileNotFoundError(f"Rankings: {form.path} is gone or of another run by now. Open the run file again.")

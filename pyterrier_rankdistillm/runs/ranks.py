@@ -1,8 +1,9 @@
-"""What makes a frame a run: ids that are there, finite scores, no document twice, and ranks from 0."""
+"""What makes a frame a run: no missing ids, finite scores, no duplicate documents, and ranks from 0."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,17 +15,32 @@ Integers = NDArray[np.int64]
 REQUIRED = ("qid", "docno", "score")
 
 
+FaultKind = Literal["id", "score", "twice"]
+
+
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a run, and in which of its rows (from 0)."""
+    """What is wrong with a run.
+
+    Args:
+        row: In which of its rows (from 0).
+        kind: An id that is missing, a score that is not finite, or a document that is twice in a ranking.
+        what: The same in words.
+    """
 
     row: int
+    kind: FaultKind
     what: str
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it in a frame, as another sentence; empty where there is nothing to say."""
+        return " runs.deduplicate(run) keeps the better-ranked one." if self.kind == "twice" else ""
 
 
 @dataclass(frozen=True)
 class Ids:
-    """The distinct queries and documents of a run, and which of them each row has.
+    """The distinct queries and documents of a run, and the query and document of each row.
 
     Args:
         qids: Distinct qids in order of appearance.
@@ -51,43 +67,45 @@ class Ids:
 
 
 def check_columns(run: pd.DataFrame, context: str) -> None:
-    """Raises a ValueError, which begins with ``context``, where a frame lacks a column that every run has."""
+    """Raises a ValueError, which begins with ``context``, if a frame lacks a column that every run has."""
     missing = [column for column in REQUIRED if column not in run.columns]
     if missing:
         raise ValueError(f"{context}: a run has the columns {', '.join(REQUIRED)}, got no {', '.join(missing)}.")
 
 
 def first_fault(run: pd.DataFrame, ids: Ids, *, repeated: bool = True) -> Fault | None:
-    """The first thing that keeps a frame with ``qid``, ``docno`` and ``score`` from being a run.
+    """The first reason why a frame with ``qid``, ``docno`` and ``score`` is not a run.
 
     Args:
         run: Any frame; ``score`` must be numeric.
         ids: Its ids.
-        repeated: Whether a document that is twice in a ranking counts.
+        repeated: Whether a duplicate document in a ranking counts as a fault.
     """
     for name, code, values in (("qid", ids.query, ids.qids), ("docno", ids.document, ids.docnos)):
         missing = (code < 0) | np.isin(code, np.flatnonzero(values.to_numpy(dtype=object) == ""))
         if missing.any():
-            return Fault(int(missing.argmax()), f"{name} is missing")
+            return Fault(int(missing.argmax()), "id", f"{name} is missing")
     scores = run["score"].to_numpy(dtype=np.float64)
     odd = ~np.isfinite(scores)
     if odd.any():
         row = int(odd.argmax())
-        return Fault(row, f"score must be a finite number, got {scores[row]}")
+        return Fault(row, "score", f"score must be a finite number, got {scores[row]}")
     if repeated:
         again = ids.repeated()
         if again.any():
             row = int(again.argmax())
             return Fault(
-                row, f"docno {run['docno'].iloc[row]!r} is twice in the ranking of qid {run['qid'].iloc[row]!r}"
+                row,
+                "twice",
+                f"docno {run['docno'].iloc[row]!r} is twice in the ranking of qid {run['qid'].iloc[row]!r}",
             )
     return None
 
 
 def positions(run: pd.DataFrame, ids: Ids) -> Integers:
-    """Ranks from 0 without gaps, shape (rows,): in the order of ``rank`` where there is one, else of the scores.
+    """Ranks from 0 without gaps, shape (rows,): in the order of ``rank`` if there is one, else of the scores.
 
-    Equal ranks are ordered by score, equal scores by docno, descending, as trec_eval orders them.
+    Equal ranks are ordered by score, and equal scores by docno, descending, as trec_eval does.
     """
     first = pt.model.FIRST_RANK
     if "rank" in run.columns:
@@ -116,19 +134,19 @@ def order_disagrees(run: pd.DataFrame) -> pd.Index:
 
 
 def _positions_if_in_order(rank: Integers, query: Integers) -> Integers | None:
-    """The fast way for files as they usually are: query after query, ranks rising by one."""
+    """The ranks of files in the usual order (query after query, ranks rising by one), found quickly; else None."""
     if not len(rank):
         return rank
     place = _count_within(query)
     starts = np.flatnonzero(place == 0)
-    if len(starts) != query.max() + 1:  # a query's rows are apart
+    if len(starts) != query.max() + 1:  # a query's rows are not contiguous
         return None
     first_ranks = np.repeat(rank[starts], np.diff(np.append(starts, len(rank))))
     return place if np.array_equal(rank, first_ranks + place) else None
 
 
 def _count_within(query: Integers) -> Integers:
-    """0, 1, 2, ... in every stretch of equal numbers."""
+    """0, 1, 2, ... in every sequence of equal numbers."""
     rows = np.arange(len(query))
     new = np.ones(len(query), dtype=bool)
     new[1:] = query[1:] != query[:-1]

@@ -1,4 +1,4 @@
-"""What made a number, in JSON values: transformers and versions, for records, and for the names of score caches."""
+"""Describes transformers and versions in JSON values, for records, and for the names of score caches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DEEPEST, _LARGEST, _LONGEST = 6, 50, 1000  # levels, items, characters: what is
 
 
 def model_identity(reranker: CrossEncoderReRanker) -> dict[str, Any]:
-    """All that a re-ranker's scores depend on, but for the device: the model (which it opens), lengths, precision.
+    """All that a re-ranker's scores depend on, except the device: the model (which it opens), lengths, precision.
 
     The weights and the tokenizer count by content, so that a folder whose checkpoint was replaced is another model.
     """
@@ -74,7 +74,7 @@ def _json(value: Any, depth: int) -> Any:
     if isinstance(value, str) and len(value) > _LONGEST:
         return {"characters": len(value), "md5": _digest(value)}
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # no JSON value, and NaN would not equal itself
+        return str(value)  # not a JSON value, and NaN would not equal itself
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, pd.DataFrame):

@@ -1,9 +1,9 @@
-"""Long work on a run, cut into shards that are done once each and survive the process.
+"""Long work on a run, split into shards that are each done once and survive the process.
 
 A folder holds a manifest (what is to be done, written once) and, for each finished shard, a run file and its notes.
-A shard is finished when its notes are there; they are written last, and whole. So work can stop at any moment, and
-several workers can take shards of one folder: nothing but finished shards is ever shared. When all are, they are joined
-into one run file with a record of what it was made with beside it, and the folder goes.
+A shard is finished when its notes exist; they are written last, and atomically. So work can stop at any moment, and
+several workers can work in one folder, since only finished shards are shared. When all shards are finished, they are
+joined into one run file, with a record of how it was made beside it, and the folder is deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 from ..errors import ShardError
 from .atomic import write_json
 from .download import md5_of
-from .files import TAG, read, write, writer
+from .files import TAG, read_file, write, writer
 from .records import differences
 
 _VERSION = 1
@@ -31,8 +31,8 @@ class Shard:
     """A piece of work.
 
     Args:
-        index: Its place, from 0.
-        qids: The queries to be done.
+        index: Its position, from 0.
+        qids: Its queries.
     """
 
     index: int
@@ -40,7 +40,7 @@ class Shard:
 
 
 class ShardFolder:
-    """Where shards are kept; all that a worker needs, who is told what is to be done.
+    """The folder in which shards are kept. A worker that gets its shards from elsewhere needs only this.
 
     Args:
         folder: The folder.
@@ -52,10 +52,10 @@ class ShardFolder:
         self.suffix = suffix
 
     def begin(self, shard: Shard) -> int:
-        """Notes that work on a shard begins.
+        """Records that work on a shard begins.
 
         Returns:
-            How often it has begun, this time counted: more than once where a worker died of it.
+            How often it has begun, including this time: more than once if it killed a worker.
         """
         file = self._attempts_file(shard)
         with file.open("ab") as attempts:
@@ -63,17 +63,17 @@ class ShardFolder:
         return file.stat().st_size
 
     def forget_beginnings(self) -> None:
-        """Counts from 0 again: shards whose work began in a process that was stopped are not to blame."""
+        """Resets these counts, since a shard that began in a process that was stopped did not fail."""
         for file in self.folder.glob("*.attempts"):
             file.unlink()
 
     def save(self, shard: Shard, run: pd.DataFrame, notes: Mapping[str, Any] | None = None) -> None:
-        """Finishes a shard.
+        """Saves a finished shard.
 
         Args:
             shard: The shard.
             run: Its rankings; may be empty.
-            notes: Anything to be remembered with it, as JSON values.
+            notes: Anything to be saved with it, as JSON values.
         """
         md5 = None
         if len(run):
@@ -92,17 +92,17 @@ class ShardFolder:
 
 
 class Shards(ShardFolder):
-    """The shards of a folder; made where there is none, else continued.
+    """The shards of a folder, which is created if it does not exist, and continued otherwise.
 
     Args:
-        folder: Where to; its own.
+        folder: The folder, used for nothing else.
         qids: All queries, in the order of the result.
-        size: Queries a shard.
-        settings: What the result depends on, as JSON values: work is only continued under the same settings.
+        size: Number of queries per shard.
+        settings: What the result depends on, as JSON values. Work is continued only with the same settings.
         suffix: Format of the shards' run files, as in ``runs.write``.
 
     Raises:
-        ShardError: The folder is of other work; the message names what differs.
+        ShardError: The folder belongs to other work; the message names what differs.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Shards(ShardFolder):
             raise ValueError(f"Shards: size must be at least 1 query, got {size!r}.")
         super().__init__(folder, suffix)
         plan = {"version": _VERSION, "size": size, "settings": dict(settings), "qids": list(qids)}
-        plan = json.loads(json.dumps(plan))  # as it reads back
+        plan = json.loads(json.dumps(plan))  # as it will be read
         file = folder / "manifest.json"
         if file.is_file():
             _check_same(file, json.loads(file.read_text(encoding="utf-8")), plan)
@@ -125,10 +125,10 @@ class Shards(ShardFolder):
         return [shard for shard in self.all if not self._notes_file(shard).is_file()]
 
     def notes(self) -> list[dict[str, Any]]:
-        """What was noted for each shard, in order.
+        """The notes of each shard, in order.
 
         Raises:
-            ShardError: Not all are finished.
+            ShardError: Not all shards are finished.
         """
         return [self._finished(shard)["notes"] for shard in self.all]
 
@@ -136,7 +136,7 @@ class Shards(ShardFolder):
         """The rankings of each shard that has any, in order.
 
         Raises:
-            ShardError: Not all are finished, or a file was changed since.
+            ShardError: Not all shards are finished, or a file was changed since.
         """
         for shard in self.all:
             finished, file = self._finished(shard), self._run_file(shard)
@@ -147,20 +147,20 @@ class Shards(ShardFolder):
                     f"{file} is missing or was changed after it was written. Delete {self._notes_file(shard)}, so "
                     f"that this shard is done again."
                 )
-            yield read(file)
+            yield read_file(file)
 
     def complete(self, path: Path, record: Mapping[str, Any], *, tag: str = TAG) -> dict[str, Any]:
-        """Joins the shards into one run, writes its record and deletes the folder; may be stopped and done again.
+        """Joins the shards into one run, writes its record and deletes the folder. It can be interrupted and repeated.
 
         Args:
-            path: Run file to write; the suffix says the format.
-            record: What the run was made with, the settings of the shards among it, as JSON values.
+            path: Run file to write; the suffix decides the format.
+            record: How the run was made, including the settings of the shards, as JSON values.
             tag: The system's name in TREC files.
 
         Returns:
-            The record, also in ``{path}.json``: with ``versions`` and ``seconds``, which every shard's notes must have
-            (more than one of the former, where software was changed between two calls), numbers of ``queries`` and
-            ``rows``, and the run's ``md5``.
+            The record, also in ``{path}.json``, with ``versions`` and ``seconds``, which every shard's notes must have
+            (several versions, if software was changed between two calls), the numbers of ``queries`` and ``rows``, and
+            the run's ``md5``.
 
         Raises:
             ShardError: Not all shards are finished, or a file was changed since.
@@ -198,7 +198,7 @@ class Shards(ShardFolder):
 
 
 def folder_of(path: Path) -> Path:
-    """Where the shards of a run are kept while it is made."""
+    """The folder in which the shards of a run are kept while it is made."""
     return path.with_name(f"{path.name}.shards")
 
 
@@ -207,10 +207,10 @@ def completed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
     Args:
         path: The run file.
-        settings: What it depends on, as for ``Shards``.
+        settings: What the run depends on, as for ``Shards``.
 
     Raises:
-        FileExistsError: The file is of other work, or was changed.
+        FileExistsError: The file belongs to other work, or was changed.
     """
     record_file, folder = _record_of(path), folder_of(path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Ray: the one that runs, or one of our own for as long as it is needed; and what each worker gets of it."""
+"""Connects to a running Ray, or starts one for as long as it is needed, and shares it out among workers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from ..extras import require
 
 _QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere; Ray Data looks whenever it begins
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else each actor is announced as an error
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere; Ray Data reads this whenever it starts
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # otherwise each actor is logged as an error
 }
 
 
 @dataclass(frozen=True)
 class Node:
-    """What Ray may use of a machine.
+    """The resources of a machine that Ray may use.
 
     Args:
-        cpus: Cores.
-        gpus: GPUs.
+        cpus: Number of cores.
+        gpus: Number of GPUs.
     """
 
     cpus: int
@@ -33,12 +33,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Workers:
-    """How a cluster is shared out.
+    """How a cluster is shared out among workers.
 
     Args:
-        number: How many workers there are.
-        cpus: Cores of each: its threads.
-        gpus: GPUs of each: 0 or 1.
+        number: Number of workers.
+        cpus: Number of cores per worker, which is also its number of threads.
+        gpus: Number of GPUs per worker: 0 or 1.
     """
 
     number: int
@@ -47,24 +47,24 @@ class Workers:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Ray, while the context lasts.
+def connected(address: str | None, who: str) -> Iterator[None]:
+    """Connects to Ray for as long as the context lasts.
 
-    It is the one that this process uses already, or the one at ``address``, or one that runs here (``ray start``,
-    ``RAY_ADDRESS``); else one of our own, which ends with the context.
+    It uses the Ray that this process uses already, or the one at ``address``, or one that runs here (``ray start``,
+    ``RAY_ADDRESS``). Otherwise it starts one, which ends with the context.
 
     Raises:
         ConnectionError: There is no Ray at ``address``.
         ValueError: This process uses another Ray already.
         ImportError: Ray is not installed.
     """
-    ray = import_ray()
+    ray = import_ray(who)
     with _environment(_QUIET):
         if ray.is_initialized():
             used = ray.get_runtime_context().gcs_address
             if address not in (None, used):
                 raise ValueError(
-                    f"rerank_dataset: address must be None or {used!r}, the Ray that this process uses already, got "
+                    f"{who}: address must be None or {used!r}, the Ray that this process uses already, got "
                     f"{address!r}. Call ray.shutdown() first to use another."
                 )
             yield
@@ -73,7 +73,7 @@ def connected(address: str | None) -> Iterator[None]:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise ConnectionError(
-                f"rerank_dataset: address must be that of a running Ray, got {address!r}: {error}. Start one with `ray "
+                f"{who}: address must be that of a running Ray, got {address!r}: {error}. Start one with `ray "
                 f"start --head`, or give 'local' for one of our own."
             ) from error
         try:
@@ -88,16 +88,17 @@ def nodes() -> list[Node]:
     return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in alive]
 
 
-def share(machines: Sequence[Node], number: int | None, *, gpu: bool) -> Workers:
-    """Shares machines out among equal workers, none of which is on two of them.
+def share(machines: Sequence[Node], number: int | None, *, gpu: bool, who: str = "rerank_dataset") -> Workers:
+    """Shares machines out among equal workers, each of which is on one machine.
 
     Args:
-        machines: The cluster's.
-        number: How many workers; default: one a GPU; without any, one a machine.
-        gpu: Whether workers may use GPUs; each gets one, if there are any.
+        machines: The machines of the cluster.
+        number: Number of workers; default: one per GPU or, without GPUs, one per machine.
+        gpu: Whether workers may use GPUs; if so, and if there are any, each gets one.
+        who: The function that messages name.
 
     Raises:
-        ValueError: There is not so much.
+        ValueError: The machines do not have enough cores or GPUs.
     """
     gpus = 1 if gpu and any(machine.gpus for machine in machines) else 0
     if number is None:
@@ -109,17 +110,17 @@ def share(machines: Sequence[Node], number: int | None, *, gpu: bool) -> Workers
     most = sum(min(machine.cpus, machine.gpus) if gpus else machine.cpus for machine in machines)
     what, else_ = ("GPUs, each with a core", "use the CPUs with device='cpu'") if gpus else ("cores", "add machines")
     raise ValueError(
-        f"rerank_dataset: num_workers must be from 1 to {most}, as many as Ray has {what}, got {number}. Ask for "
+        f"{who}: num_workers must be from 1 to {most}, as many as Ray has {what}, got {number}. Ask for "
         f"fewer, or {else_}."
     )
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keeps Ray Data from reporting on itself: progress and errors are reported in this package's way."""
+    """Silences Ray Data's own messages, since this package reports progress and errors itself."""
     data = import_ray().data
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray[.]")  # Ray about Ray
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray[.]")  # raised within Ray
         context = data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
     level = logger.level
@@ -133,20 +134,20 @@ def silence() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def import_ray() -> Any:
-    """Ray with Ray Data.
+def import_ray(who: str = "rerank_dataset") -> Any:
+    """Imports Ray with Ray Data.
 
     Raises:
         ImportError: One of them is not installed.
     """
-    ray = require("ray", "rerank_dataset")
-    require("ray.data", "rerank_dataset")
+    ray = require("ray", who)
+    require("ray.data", who)
     return ray
 
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables that hold meanwhile, here and for what is started; what a user has set stays."""
+    """Sets environment variables for the context and for processes started in it, unless the user has set them."""
     new = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(new)
     try:

@@ -1,4 +1,4 @@
-"""What re-ranking a run would take, from a sample that is measured where the work would be done."""
+"""Estimates what re-ranking a run would take, from a sample that is measured on the same workers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from ..checks import is_whole
+from ..runs.given import Texts, Topics
 from ..runs.shards import Shard
 from .cluster import connected
-from .inputs import Model, Run, Text, Topics
+from .inputs import Model, RayRun
 from .plan import Plan, planned
 from .workers import Worker, over_workers
 
@@ -28,19 +29,19 @@ class Estimate:
     """What re-ranking a run would take.
 
     Args:
-        queries: Queries of the run.
-        pairs: Pairs to be scored: counted.
-        tokens: Tokens of all pairs, special tokens among them: by the sample's mean.
-        hours: From the first pair to the last, with ``num_workers``: by the sample's speed.
-        num_workers: Actors.
-        cpus_per_worker: Cores of each.
-        gpus_per_worker: GPUs of each.
-        pairs_per_second: Of one worker, while the others score too: the sample's median.
-        sampled_pairs: Pairs of the sample.
-        worker_gb: The most memory that a worker of the sample took, in 10^9 bytes; mapped files among it.
-        gpu_gb: The most of a GPU's memory that one allocated; 0 without GPUs.
-        driver_gb: The most memory that this process took so far.
-        disk_gb: What the shards and the run take together, at some 30 bytes a row and copy.
+        queries: Number of queries of the run.
+        pairs: Number of pairs to be scored, counted.
+        tokens: Number of tokens of all pairs, including special tokens, from the sample's mean.
+        hours: Time from the first pair to the last, with ``num_workers``, from the sample's speed.
+        num_workers: Number of actors.
+        cpus_per_worker: Number of cores per actor.
+        gpus_per_worker: Number of GPUs per actor.
+        pairs_per_second: Speed of one worker while the others also score, the sample's median.
+        sampled_pairs: Number of pairs of the sample.
+        worker_gb: Peak memory of a worker in the sample, in 10^9 bytes, including mapped files.
+        gpu_gb: Peak GPU memory that a worker allocated; 0 without GPUs.
+        driver_gb: Peak memory of this process so far.
+        disk_gb: Disk space of the shards and the run together, at about 30 bytes per row and copy.
     """
 
     queries: int
@@ -69,7 +70,7 @@ class Estimate:
 
 
 class Sampler(Worker):
-    """Scores a sample twice, since the first time warms up; answers what it measured the second time."""
+    """Scores a sample twice, and returns the measurements of the second time, since the first is a warm-up."""
 
     def do(self, shard: Shard, positions: list[int], queries: list[str]) -> dict[str, float]:
         del shard
@@ -97,41 +98,42 @@ class Sampler(Worker):
 
 
 def estimate_rerank(
-    run: Run,
+    run: RayRun,
     model: Model,
     output: str | os.PathLike[str],
     *,
-    text: Text,
+    text: Texts,
     topics: Topics | None = None,
     depth: int | None = None,
     num_workers: int | None = None,
     address: str | None = None,
     sample: int = 4,
 ) -> Estimate:
-    """What ``rerank_dataset`` with the same arguments would take: pairs, tokens, hours, memory. Writes no run.
+    """Estimates what ``rerank_dataset`` with the same arguments would take: pairs, tokens, hours, memory.
 
-    All workers start, and each scores ``sample`` queries, drawn evenly from the run. The hours follow from their
-    speed: starting (some seconds, and the download of a model) and joining the shards (seconds a million rows) come
-    on top, and whatever else the machines do later is not foreseen.
+    It writes no run. All workers start, and each scores ``sample`` queries, drawn evenly from the run. The hours are
+    computed from their speed. Starting (some seconds, and the download of a model) and joining the shards (seconds per
+    million rows) come on top. Other work that the machines do later is not accounted for.
 
     Args:
         run: As for ``rerank_dataset``.
         model: As for ``rerank_dataset``.
-        output: As for ``rerank_dataset``; nothing is left there.
+        output: As for ``rerank_dataset``; no file remains there.
         text: As for ``rerank_dataset``.
         topics: As for ``rerank_dataset``.
         depth: As for ``rerank_dataset``.
         num_workers: As for ``rerank_dataset``.
         address: As for ``rerank_dataset``.
-        sample: Queries that each worker scores, twice.
+        sample: Number of queries that each worker scores, twice.
 
     Raises:
-        ValueError: As ``rerank_dataset``; or ``sample`` is less than 1.
+        ValueError: As for ``rerank_dataset``; or ``sample`` is less than 1.
     """
     if not is_whole(sample, least=1):
         raise ValueError(f"estimate_rerank: sample must be at least 1 query, got {sample!r}.")
     path = Path(output).expanduser().absolute()
-    with connected(address), planned(run, model, path, text, topics, depth, None, num_workers) as plan:
+    who = "estimate_rerank"
+    with connected(address, who), planned(run, model, path, text, topics, depth, None, num_workers, who) as plan:
         rows = _sample(plan, sample)
         measured: list[dict[str, float]] = list(over_workers(Sampler, plan.job, rows, plan.workers))
     pairs = sum(one["pairs"] for one in measured)
@@ -154,7 +156,7 @@ def estimate_rerank(
 
 
 def _sample(plan: Plan, size: int) -> list[dict[str, Any]]:
-    """A row a worker: queries drawn evenly, dealt out in turn."""
+    """One row per worker: queries drawn evenly, and assigned to the workers in turn."""
     number = plan.workers.number
     places = np.unique(np.linspace(0, len(plan.asked) - 1, num=number * size).round().astype(int))
     hands = [hand for hand in (places[worker::number] for worker in range(number)) if len(hand)]
@@ -169,7 +171,7 @@ def _sample(plan: Plan, size: int) -> list[dict[str, Any]]:
 
 
 def _peak() -> float:
-    """The most memory that this process was resident with, in bytes."""
+    """The peak resident memory of this process, in bytes."""
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

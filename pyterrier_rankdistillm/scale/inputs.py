@@ -10,30 +10,28 @@ from typing import Any
 import pandas as pd
 import pyterrier as pt
 
+from ..errors import InputError
 from ..reranker import CrossEncoderReRanker, MonoElectraReRanker
 from ..runs.atomic import replacing
+from ..runs.files import write
+from ..runs.given import RUN, TOPICS, Texts, Topics, described, names_a_file, run_of, texts_of, topics_of
 from ..runs.parquet_text import ParquetText
-from ..runs.published import fetch
 from ..runs.rankings import Rankings
 from ..runs.records import describe
-from ..runs.text import Dataset, add_queries, text_loader
+from ..runs.text import TextLoader, join_queries
 from ..scoring.checkpoint import Checkpoint
 from ..scoring.folders import DEMO, looks_like_path
 from .cluster import import_ray, silence
 
-Run = Any
-"""A run file, the name of a published run, or a ``ray.data.Dataset``."""
-Topics = pd.DataFrame | Dataset | os.PathLike[str]
-Text = pt.Transformer | Dataset | os.PathLike[str]
+RayRun = Any
+"""A run, or a ``ray.data.Dataset``."""
 Model = CrossEncoderReRanker | Checkpoint | str | os.PathLike[str]
 
-_PUBLISHED = "rankdistillm:"
-_PARQUET = (".parquet", ".pq")
 _COLUMNS = ("qid", "query_id", "docno", "doc_id", "docid", "score", "rank", "query")
 _BATCH = 100_000  # rows of a Ray dataset that are written together
 
 
-def reranker_of(model: Model) -> CrossEncoderReRanker:
+def reranker_of(model: Model, who: str) -> CrossEncoderReRanker:
     """The re-ranker as workers can open it: on whatever device they have, without a progress bar, by absolute path.
 
     Raises:
@@ -42,7 +40,7 @@ def reranker_of(model: Model) -> CrossEncoderReRanker:
     reranker = model if isinstance(model, CrossEncoderReRanker) else MonoElectraReRanker(model)
     if str(reranker.device) not in ("None", "cpu", "cuda"):
         raise ValueError(
-            f"rerank_dataset: device of the re-ranker must be None, 'cpu' or 'cuda', got {str(reranker.device)!r}. "
+            f"{who}: device of the re-ranker must be None, 'cpu' or 'cuda', got {str(reranker.device)!r}. "
             f"Which GPU a worker has is Ray's to say."
         )
     where = reranker.model
@@ -51,109 +49,92 @@ def reranker_of(model: Model) -> CrossEncoderReRanker:
     return reranker.clone(model=where, verbose=False, text_field="text")
 
 
-def run_file_of(run: Run, folder: Path) -> Path:
+def run_file_of(run: RayRun, folder: Path, who: str) -> Path:
     """The file of a run.
 
-    A Ray dataset becomes one, ``run.parquet`` in ``folder``: sorted by Ray, so that a query's documents lie together,
-    and written as it streams by.
+    A Ray dataset or a frame becomes one, ``run.parquet`` in ``folder``; a Ray dataset is sorted by Ray, so that a
+    query's documents lie together, and written as it streams by.
 
     Raises:
-        ValueError: The dataset lacks a column.
+        TypeError: Something that cannot be a run.
+        InputError: The dataset lacks a column.
         FileNotFoundError: There is no such file.
     """
-    if not isinstance(run, str | os.PathLike):
+    if not isinstance(run, str | os.PathLike | pd.DataFrame):
         ray = import_ray()
         if isinstance(run, ray.data.Dataset):
             with silence():
-                return _written(run, folder / "run.parquet")
-        raise TypeError(f"rerank_dataset: run must be a run file, a published run or a Ray dataset, got {run!r}.")
-    if isinstance(run, str) and run.startswith(_PUBLISHED):
-        return fetch(run.removeprefix(_PUBLISHED))
-    path = Path(run).expanduser().absolute()
-    if not path.is_file():
-        raise FileNotFoundError(f"rerank_dataset: run must be a run file, a published run or a Ray dataset; there is "
-                                f"no {path}.")  # fmt: skip
-    return path
+                return _written(run, folder / "run.parquet", who)
+    given = run_of(run, who=who, accepted=f"{RUN}, or a Ray dataset")
+    if given.file is not None:
+        return given.file.absolute()
+    frame = given.frame()
+    columns = [name for name in ("qid", "docno", "score", "rank", "query") if name in frame.columns]
+    target = folder / "run.parquet"
+    write(frame.sort_values("qid", kind="stable")[columns], target)
+    return target
 
 
 def rankings_of(file: Path, folder: Path) -> Rankings:
-    """A run file, mapped; the mapped form lies beside it, or in ``folder`` where that cannot be written to."""
+    """A run file, mapped; the mapped form is kept beside it, or in ``folder`` if that is not writable."""
     beside = os.access(file.parent, os.W_OK)
     return Rankings.from_file(file, folder=None if beside else folder)
 
 
-def text_of(text: Text, folder: Path) -> pt.Transformer | Dataset:
-    """Where texts come from, as workers open it; already opened once, since what is wrong is told here.
+def text_of(text: Texts, folder: Path, who: str) -> pt.Transformer:
+    """Where texts come from, as workers open it; opened once here, since this is where faults can be told.
 
     Raises:
-        KeyError: There is no such dataset.
-        ValueError: It has no documents.
+        TypeError, KeyError, ValueError: As ``runs.add_text``.
     """
-    if isinstance(text, pt.Transformer):
-        return text
-    if _is_parquet(text):
-        file = Path(str(text)).expanduser().absolute()
-        beside = os.access(file.parent, os.W_OK)
-        return ParquetText(file, folder=None if beside else folder)
-    dataset: Any = text
-    text_loader(dataset)
-    return dataset  # type: ignore[no-any-return]
+    return texts_of(text, who=who, folder=folder)
 
 
-def named(text: pt.Transformer | Dataset) -> Any:
+def named(text: pt.Transformer) -> Any:
     """What texts are known by in the record."""
     if isinstance(text, ParquetText):
         return {"parquet": text.source.name, "bytes": text.source.stat().st_size}
-    return describe(text) if isinstance(text, pt.Transformer) else str(text)
+    return text.dataset if isinstance(text, TextLoader) else describe(text)
 
 
-def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, text: Any) -> list[str]:
+def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, given: Any, who: str) -> list[str]:
     """The queries of a run, in ``order``.
 
     Args:
         rankings: The run.
         order: Places in it.
-        topics: Where they come from; None for the run itself, or the dataset ``text`` where it has none.
-        text: The dataset with the texts.
+        topics: Where they come from; None for the run itself, or where the texts come from if the run has none.
+        given: Where texts come from, as the user said it.
+        who: The function that messages name.
 
     Raises:
         KeyError: A qid has no query.
         ValueError: There are no topics.
     """
-    if topics is None and rankings[0].query is not None:
-        topics = pd.DataFrame([(one.qid, one.query) for one in rankings], columns=["qid", "query"])
-    elif topics is None:
-        if isinstance(text, pt.Transformer):
-            raise ValueError(
-                f"rerank_dataset: topics must be given, since the run has no column query and {text!r} no topics. "
-                f"Give a frame with qid and query, a dataset, or a Parquet file."
-            )
-        topics = text
-    frame: Any = topics
-    if isinstance(topics, str | os.PathLike) and _is_parquet(topics):
-        frame = pd.read_parquet(topics)
-    if isinstance(frame, pd.DataFrame):
-        frame = frame.rename(columns={"query_id": "qid", "text": "query"} if "query" not in frame.columns else {})
-        missing = [name for name in ("qid", "query") if name not in frame.columns]
-        if missing:
-            raise ValueError(
-                f"rerank_dataset: topics must have the columns qid and query, got no {', '.join(missing)}."
-            )
     qids = list(rankings.qids[:])
+    if topics is None and rankings[0].query is not None:
+        found = {one.qid: one.query for one in rankings}
+        return [str(found[qids[position]]) for position in order]
+    if topics is None:
+        if not isinstance(given, str | pt.datasets.Dataset) or names_a_file(given):
+            raise InputError(
+                who,
+                f"topics must be given, since the run has no column query and {described(given)} no topics. Give "
+                f"{TOPICS}.",
+            )
+        topics = given
     asked = pd.DataFrame({"qid": [qids[position] for position in order]})
-    return add_queries(asked, frame)["query"].tolist()
+    found_topics = topics_of(topics, who=who, missing="drop")
+    joined: list[str] = join_queries(asked, found_topics)["query"].tolist()
+    return joined
 
 
-def _is_parquet(source: object) -> bool:
-    return isinstance(source, str | os.PathLike) and Path(source).suffix in _PARQUET
-
-
-def _written(dataset: Any, target: Path) -> Path:
+def _written(dataset: Any, target: Path, who: str) -> Path:
     names = dataset.schema().names
     columns = [name for name in _COLUMNS if name in names]
     missing = [ids[0] for ids in (_COLUMNS[:2], _COLUMNS[2:5], ("score",)) if not set(ids) & set(columns)]
     if missing:
-        raise ValueError(f"rerank_dataset: the Ray dataset has no column {', '.join(missing)}, but {', '.join(names)}.")
+        raise ValueError(f"{who}: the Ray dataset has no column {', '.join(missing)}, but {', '.join(names)}.")
     ids = [next(name for name in columns if name in group) for group in (_COLUMNS[:2], _COLUMNS[2:5])]
     parquet = import_module("pyarrow.parquet")
     rows = dataset.select_columns(columns).sort(ids).iter_batches(batch_size=_BATCH, batch_format="pyarrow")
@@ -163,6 +144,6 @@ def _written(dataset: Any, target: Path) -> Path:
             sink = sink or parquet.ParquetWriter(scratch, table.schema)
             sink.write_table(table)
         if sink is None:
-            raise ValueError("rerank_dataset: the Ray dataset has no rows.")
+            raise ValueError(f"{who}: the Ray dataset has no rows.")
         sink.close()
     return target

@@ -1,4 +1,4 @@
-"""What is to be done, checked before any of it is."""
+"""The plan of the work, which is checked before any work is done."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import pandas as pd
 from ..checks import is_whole, whole
 from ..runs.download import md5_of
 from ..runs.files import check_target
+from ..runs.given import Texts, Topics
 from ..runs.records import frame_digest, model_identity
 from ..runs.shards import Shard, folder_of
 from ..scoring.checkpoint import Checkpoint
 from .cluster import Workers, nodes, share
-from .inputs import Model, Run, Text, Topics, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
+from .inputs import Model, RayRun, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
 from .workers import Job
 
 _LARGEST_SHARD, _SHARDS = 100, 64
@@ -31,10 +32,10 @@ class Plan:
     """A run that is to be re-ranked.
 
     Args:
-        job: How.
-        asked: The queries in the order of the result, by qid: columns qid, query, and position, the place in the run.
-        workers: Who does it.
-        settings: What the result depends on, as JSON values; ``shard_size`` among them.
+        job: How each part is re-ranked.
+        asked: The queries in the order of the result, by qid: columns qid, query, and position (in the run).
+        workers: The workers.
+        settings: What the result depends on, as JSON values, including ``shard_size``.
     """
 
     job: Job
@@ -44,7 +45,7 @@ class Plan:
 
     @cached_property
     def pairs(self) -> int:
-        """How many pairs are to be scored."""
+        """The number of pairs to be scored."""
         sizes = self.job.rankings.sizes
         return int(sizes.sum() if self.job.depth is None else np.minimum(sizes, self.job.depth).sum())
 
@@ -62,39 +63,40 @@ class Plan:
 
 @contextmanager
 def planned(
-    run: Run,
+    run: RayRun,
     model: Model,
     path: Path,
-    text: Text,
+    text: Texts,
     topics: Topics | None,
     depth: int | None,
     shard_size: int | None,
     num_workers: int | None,
+    who: str,
 ) -> Iterator[Plan]:
-    """The plan for ``rerank_dataset``, whose arguments these are. An error before the work has begun leaves no files.
+    """The plan for ``rerank_dataset``, with the same arguments. An error before the work begins leaves no files.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of range.
     """
     for name, value in (("depth", depth), ("shard_size", shard_size), ("num_workers", num_workers)):
         if value is not None and not is_whole(value, least=1):
-            raise ValueError(f"rerank_dataset: {name} must be None or at least 1, got {value!r}.")
+            raise ValueError(f"{who}: {name} must be None or at least 1, got {value!r}.")
     depth, shard_size, num_workers = whole(depth), whole(shard_size), whole(num_workers)
     check_target(path)  # before days of work
     folder = folder_of(path)
     try:
-        reranker = reranker_of(model)
-        workers = share(nodes(), num_workers, gpu=str(reranker.device) != "cpu")
-        file = run_file_of(run, folder)
+        reranker = reranker_of(model, who)
+        workers = share(nodes(), num_workers, gpu=str(reranker.device) != "cpu", who=who)
+        file = run_file_of(run, folder, who)
         rankings = rankings_of(file, folder)
         qids = list(rankings.qids[:])
-        order = sorted(range(len(qids)), key=qids.__getitem__)  # as transform orders its result
-        found = text_of(text, folder)
-        queries = queries_of(rankings, order, topics, found)
+        order = sorted(range(len(qids)), key=qids.__getitem__)  # the order of transform's result
+        found = text_of(text, folder, who)
+        queries = queries_of(rankings, order, topics, text, who)
         asked = pd.DataFrame({"qid": [qids[n] for n in order], "query": queries, "position": order})
         identity = model_identity(reranker.clone(device="cpu"))  # the driver need not have a GPU
         if not isinstance(reranker.model, Checkpoint):
-            reranker = reranker.clone(revision=identity["revision"])  # the same for all, whenever they open it
+            reranker = reranker.clone(revision=identity["revision"])  # the same for all workers
         settings = {
             "reranker": identity,
             "run": md5_of(file),

@@ -1,10 +1,10 @@
 """Re-ranks a run on Ray Data.
 
-The run is mapped, not read: what goes through Ray is a row a shard, with the places of its queries, and it comes back
-as a few bytes. An actor, which holds the model, reads the shard's documents from the map, fetches their texts, scores
-and writes the shard; the run's rows and the texts never pass through the driver or Ray's object store. So memory is
-that of a shard a worker, whatever the run's size, and a list is never split. What is finished is on disk, in the shards
-of ``runs.shards``, which say what is left after any crash.
+The run is memory-mapped rather than read. Only one row per shard goes through Ray, with the positions of its queries,
+and a few bytes come back. An actor, which holds the model, reads the shard's documents from the mapped run, fetches
+their texts, scores them and writes the shard. The run's rows and the texts never pass through the driver or Ray's
+object store. So each worker needs the memory of one shard, whatever the run's size, and a list is never split. Finished
+shards are on disk (see ``runs.shards``), which shows what is left to do after a crash.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from pathlib import Path
 
 import pyterrier as pt
 
+from ..runs.given import Texts, Topics
 from ..runs.making import MadeRun
 from ..runs.shards import ShardFolder, Shards, completed, folder_of
 from .cluster import connected
-from .inputs import Model, Run, Text, Topics
+from .inputs import Model, RayRun
 from .plan import planned
 from .workers import ReRanker, over_workers
 
 
 def rerank_dataset(
-    run: Run,
+    run: RayRun,
     model: Model,
     output: str | os.PathLike[str],
     *,
-    text: Text,
+    text: Texts,
     topics: Topics | None = None,
     depth: int | None = None,
     shard_size: int | None = None,
@@ -41,46 +42,48 @@ def rerank_dataset(
 
         rerank_dataset("bm25.run.gz", "webis/monoelectra-base", "monoelectra.parquet", text="msmarco-passage/train")
 
-    Gives what ``MonoElectra.transform`` gives for the whole run: the same documents and order, scores to 1e-5. The work
-    is done in shards of whole queries, kept as Parquet files in ``{output}.shards``. Whenever it stops, the same call
-    goes on with the shards that are missing, also with other numbers of workers; what a worker leaves unfinished, when
-    it dies, another one takes. Afterwards the record ``{output}.json`` lies beside the run and the shards are deleted.
-    A call that finds run and record of the same work returns them.
+    The result is that of ``MonoElectra.transform`` for the whole run: the same documents and order, and the same scores
+    to 1e-5. The work is done in shards of whole queries, kept as Parquet files in ``{output}.shards``. If it stops, the
+    same call continues with the missing shards, also with another number of workers. If a worker dies, another one
+    takes its shard. At the end, the record ``{output}.json`` is written beside the run, and the shards are deleted. If
+    run and record of the same work exist already, they are returned.
 
-    On several machines, ``run``, ``output``, texts and checkpoint must lie where all of them see them.
+    With several machines, ``run``, ``output``, texts and checkpoint must be where all of them can read them.
 
     Args:
         run: The first stage's run: a file as for ``runs.read_parts`` (the rows of a query together), a published run
             (``"rankdistillm:colbert"``), or a ``ray.data.Dataset`` with the columns qid, docno and score (and rank,
             query), which Ray sorts first.
-        model: A ``MonoElectra``, or what one is made of: a hub id, a folder. Give a model by name rather than an open
+        model: A ``MonoElectra``, or a hub id or folder for one. Give a model by name rather than as an open
             ``Checkpoint``, whose weights are copied to each machine.
-        output: Run file to write; the suffix says the format, as in ``runs.write``.
-        text: Where passages come from, fetched shard by shard: a dataset (``"msmarco-passage"``), any text loader, or a
-            Parquet file with docno and text, see ``ParquetText``.
-        topics: Where queries come from: a frame, a dataset, or a Parquet file with qid and query. Default: the run's
-            column query; where it has none, the dataset ``text``.
-        depth: Documents a query; default: all of the run's.
-        shard_size: Queries a shard: what is lost at most when a worker dies. Default: up to 100, so that there are at
-            least 64 shards.
-        num_workers: Actors that score. Default: one a GPU, or, without GPUs, one a machine. Each has one GPU, or its
-            share of the cores.
-        address: Of a running Ray. Default: the one in use or running here, else one is started for this call.
+        output: Run file to write; the suffix decides the format, as in ``runs.write``.
+        text: The source of the passages, fetched shard by shard: a dataset (``"msmarco-passage"``), any text loader, or
+            a Parquet file with docno and text, see ``ParquetText``.
+        topics: The source of the queries: a frame, a dataset, or a Parquet file with qid and query. Default: the run's
+            column query; if it has none, the dataset ``text``.
+        depth: Number of documents per query; default: all of the run's.
+        shard_size: Number of queries per shard, which is the most that is lost when a worker dies. Default: up to 100,
+            so that there are at least 64 shards.
+        num_workers: Number of actors that score. Default: one per GPU or, without GPUs, one per machine. Each has one
+            GPU, or its share of the cores.
+        address: Address of a running Ray. Default: the one in use or running here; otherwise one is started for this
+            call.
         verbose: Show a progress bar.
 
     Returns:
-        The run and its record, as ``runs.make_teacher_run`` gives them; it can be a student's teacher.
+        The run and its record, as from ``runs.make_teacher_run``; it can be a student's teacher.
 
     Raises:
-        ValueError, KeyError: What ``runs`` and ``MonoElectra`` say of a run that is none, queries or texts that are
-            missing, scores that are not finite; or more workers than Ray has room for.
-        WorkerError: Workers died of one shard again and again.
-        ShardError: ``{output}.shards`` is of other work.
-        FileExistsError: ``output`` is of other work.
-        ImportError: Without Ray Data.
+        ValueError, KeyError: As from ``runs`` and ``MonoElectra``: the run is malformed, queries or texts are missing,
+            or scores are not finite; or there are more workers than Ray has room for.
+        WorkerError: A shard killed its worker several times.
+        ShardError: ``{output}.shards`` belongs to other work.
+        FileExistsError: ``output`` belongs to other work.
+        ImportError: Ray Data is not installed.
     """
     path = Path(output).expanduser().absolute()
-    with connected(address), planned(run, model, path, text, topics, depth, shard_size, num_workers) as plan:
+    who = "rerank_dataset"
+    with connected(address, who), planned(run, model, path, text, topics, depth, shard_size, num_workers, who) as plan:
         done = completed(path, plan.settings)
         if done is not None:
             return MadeRun(path, done)

@@ -1,4 +1,4 @@
-"""The actors that score, and what passes between them and the driver: places in the run, never texts or weights."""
+"""The actors that score. They exchange positions in the run with the driver, but never texts or weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pandas as pd
@@ -20,44 +20,41 @@ from ..reranker import CrossEncoderReRanker, TruncationWarning
 from ..runs.rankings import Rankings
 from ..runs.records import versions
 from ..runs.shards import Shard, ShardFolder
-from ..runs.text import Dataset, add_text, text_loader
+from ..runs.text import join_text
 from .cluster import Workers, import_ray, silence
 
 ATTEMPTS = 3
-"""How often a shard is begun, by workers that die of it, before it is given up."""
+"""How often a shard that kills its worker is started before it is given up."""
 
 
 @dataclass
 class Job:
-    """How any part of a run is re-ranked. Workers get it once, by reference: its weights, if it has any, with it.
+    """How any part of a run is re-ranked. Workers get it once, by reference, together with its weights if it has any.
 
     Args:
         reranker: The re-ranker.
-        rankings: The run, mapped; pickles carry its path.
-        text: Where passages come from.
-        depth: Documents a query; None for all.
+        rankings: The mapped run; pickles contain only its path.
+        text: The source of the passages.
+        depth: Number of documents per query; None for all.
     """
 
     reranker: CrossEncoderReRanker
     rankings: Rankings
-    text: pt.Transformer | Dataset
+    text: pt.Transformer
     depth: int | None
-    _loader: pt.Transformer | None = field(default=None, init=False, repr=False)
 
     def candidates(self, positions: Sequence[int], queries: Sequence[str]) -> pd.DataFrame:
-        """What the first stage found for some queries, with texts.
+        """The first stage's documents for some queries, with texts.
 
         Args:
-            positions: Places of the queries in the run.
-            queries: Their texts.
+            positions: Positions of the queries in the run.
+            queries: The texts of the queries.
         """
         frames = []
         for position, query in zip(positions, queries, strict=True):
             found = self.rankings[int(position)]
             frames.append(pd.DataFrame({"qid": found.qid, "query": query, "docno": found.docnos[: self.depth]}))
-        if self._loader is None:
-            self._loader = self.text if isinstance(self.text, pt.Transformer) else text_loader(self.text)
-        return add_text(pd.concat(frames, ignore_index=True), self._loader)
+        return join_text(pd.concat(frames, ignore_index=True), self.text)
 
     def rerank(self, candidates: pd.DataFrame) -> pd.DataFrame:
         """The run of some candidates: columns qid, docno, score, rank."""
@@ -66,12 +63,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker answers for a shard.
+    """A worker's answer for a shard.
 
     Args:
-        value: What it did.
-        error: What went wrong, if anything did, as a call in this process would raise it.
-        truncation: The re-ranker's warning that texts were cut, if it gave one.
+        value: The result of ``do``.
+        error: The error, if there was one, as a call in this process would raise it.
+        truncation: The re-ranker's warning that texts were truncated, if it gave one.
     """
 
     value: Any = None
@@ -84,7 +81,7 @@ class Worker:
 
     Args:
         job: Ray's reference to the job.
-        threads: Cores that it may use.
+        threads: Number of cores that it may use.
     """
 
     def __init__(self, job: Any, threads: int) -> None:
@@ -100,7 +97,7 @@ class Worker:
         return self._job
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Answers in pickles: what Arrow cannot hold is not lost on the way."""
+        """Answers with pickles, since Arrow cannot hold every value."""
         shard = Shard(int(batch["index"][0]), tuple(batch["qids"][0]))
         value: Any = None
         error: Exception | None = None
@@ -109,23 +106,23 @@ class Worker:
             warnings.simplefilter("always", TruncationWarning)
             try:
                 value = self.do(shard, batch["positions"][0].tolist(), list(batch["queries"][0]))
-            except Exception as raised:  # whatever it is, the driver raises it
+            except Exception as raised:  # the driver raises it, whatever it is
                 error = _portable(raised)
         truncation = next((str(warning.message) for warning in caught), None)
         return {"answer": [pickle.dumps(Answer(value, error, truncation))]}
 
     def do(self, shard: Shard, positions: list[int], queries: list[str]) -> Any:
-        """Does a shard's work."""
+        """Does the work of a shard."""
         raise NotImplementedError
 
 
 class ReRanker(Worker):
-    """Re-ranks shards into a folder; answers the number of queries.
+    """Re-ranks shards and saves them in a folder; answers with the number of queries.
 
     Args:
         job: As for ``Worker``.
         threads: As for ``Worker``.
-        folder: Where finished shards go.
+        folder: Where finished shards are saved.
     """
 
     def __init__(self, job: Any, threads: int, folder: ShardFolder) -> None:
@@ -154,14 +151,14 @@ class ReRanker(Worker):
 def over_workers(
     worker: type[Worker], job: Job, rows: list[dict[str, Any]], workers: Workers, **arguments: Any
 ) -> Iterator[Any]:
-    """What workers did, as they answer. What went wrong is raised; that texts were cut is warned of once.
+    """The workers' answers, as they arrive. Errors are raised; truncated texts are warned of once.
 
     Args:
-        worker: What each is.
-        job: What all of them get.
-        rows: The work, one a shard: ``index``, ``qids``, ``positions`` and ``queries``.
-        workers: How many, and what each has.
-        arguments: Those of the worker, beside its job and its threads.
+        worker: The class of the workers.
+        job: The job that all of them get.
+        rows: The work, one row per shard: ``index``, ``qids``, ``positions`` and ``queries``.
+        workers: The number of workers, and the resources of each.
+        arguments: The worker's arguments other than its job and its threads.
 
     Raises:
         WorkerError: Ray gave up.
@@ -171,9 +168,9 @@ def over_workers(
         return
     warned = False
     with silence():
-        # A block a shard, so that any worker takes any shard, and another one takes a dead worker's: again and again,
-        # since Ray Data cannot tell what a worker died of. Shards count by themselves how often they are begun. Blocks
-        # are made here, since reading them in tasks would need a core beside the workers'.
+        # One block per shard, so that any worker can take any shard, and also that of a dead worker. Ray Data repeats
+        # this without limit, since it cannot find out why a worker died, so shards count how often they are begun.
+        # Blocks are made here, since reading them in tasks would need a core in addition to the workers'.
         data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             worker,
             batch_size=1,
@@ -200,7 +197,7 @@ def over_workers(
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, if it can travel; else one that says the same."""
+    """The error, if it can be pickled; otherwise one with the same message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -7,16 +7,16 @@ from numpy.typing import NDArray
 
 
 def plan_batches(lengths: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Groups pairs of similar length, so that little is spent on padding.
+    """Groups pairs of similar length, so that there is little padding.
 
     Args:
-        lengths: Tokens of each pair, shape (pairs,).
-        batch_tokens: Budget of a batch: its number of pairs times its longest pair. A pair that is longer than the
-            budget is a batch by itself.
+        lengths: Number of tokens of each pair, shape (pairs,).
+        batch_tokens: Limit of a batch: its number of pairs times the length of its longest pair. A pair that is longer
+            than the limit is a batch by itself.
 
     Returns:
-        Positions of the pairs of each batch. Every pair is in exactly one; the longest come first, so that running out
-        of memory shows at once and not after an hour.
+        Positions of the pairs of each batch. Every pair is in exactly one batch. The longest come first, so that
+        running out of memory shows at once and not after an hour.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []

@@ -28,9 +28,9 @@ class Checkpoint:
 
     Args:
         encoder: The weights, float32, in evaluation mode.
-        tokenizer: With the checkpoint's own lengths.
-        source: Where it came from: a hub id, a folder, or what made it.
-        revision: The commit on the hub, where it came from there.
+        tokenizer: The tokenizer, with the checkpoint's own lengths.
+        source: Where it came from: a hub id, a folder, or a description of how it was made.
+        revision: The commit on the hub, if it came from there.
     """
 
     encoder: PairEncoder
@@ -100,7 +100,7 @@ class Checkpoint:
         """The same weights with other lengths, in tokens; None keeps the checkpoint's.
 
         Raises:
-            ValueError: Longer than the encoder has positions.
+            ValueError: A length exceeds the encoder's number of positions.
         """
         if query is None and doc is None:
             return self

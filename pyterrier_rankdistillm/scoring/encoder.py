@@ -86,7 +86,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": _gelu_tanh,
     "relu": F.relu,
 }
-"""By the names of ``EncoderConfig.hidden_act``."""
+"""Activations by the names of ``EncoderConfig.hidden_act``."""
 
 
 class _DenseHead(NamedTuple):
@@ -372,7 +372,7 @@ class _Encoder(nn.Module):
         super().__init__()
         self.whole = whole
         self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-        self.recompute = False  # in training: layers are computed again for the gradient rather than kept in memory
+        self.recompute = False  # in training: compute layers again for the gradient rather than keep them in memory
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.layer[:-1]:

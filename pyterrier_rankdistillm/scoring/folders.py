@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: the package, a folder, or the Hugging Face hub; and reading them."""
+"""Finds a checkpoint's files (in the package, in a folder, or on the Hugging Face hub) and reads them."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _FILES = (
 
 
 def locate(
-    model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
+    model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False, who: str = ""
 ) -> tuple[Path, str | None]:
-    """The folder of a checkpoint, fetched from the hub where needed, and its commit there.
+    """The folder of a checkpoint, downloaded from the hub if needed, and its commit there.
 
     Raises:
-        CheckpointError: No such folder, or the hub cannot give it.
+        CheckpointError: There is no such folder, or it cannot be downloaded from the hub.
     """
     if model == DEMO:
         return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint")), None
@@ -51,12 +51,14 @@ def locate(
             raise CheckpointError(f"revision={revision!r} was given, but {model} is a folder. Drop the revision.")
         return folder, None
     if looks_like_path(model):
-        raise CheckpointError(f"{model} is no folder. Give a checkpoint's folder, a hub id or {DEMO!r}.")
+        raise CheckpointError(
+            f"{who + ': ' if who else ''}{model} is no folder. Give a checkpoint's folder, a hub id or {DEMO!r}."
+        )
     return _download(str(model), revision, local_files_only)
 
 
 def looks_like_path(model: str | os.PathLike[str]) -> bool:
-    """Whether a name can only mean a folder: it is no hub id (``name`` or ``owner/name``)."""
+    """Whether a name can only mean a folder, since it is not a hub id (``name`` or ``owner/name``)."""
     return not isinstance(model, str) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) is None or model.startswith(".")
 
 
@@ -87,7 +89,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json``.
 
     Raises:
-        CheckpointError: It is missing or no JSON object.
+        CheckpointError: It is missing, or is not a JSON object.
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no checkpoint: config.json is missing.")
@@ -233,7 +235,7 @@ def _dense(folder: Path) -> DenseModule:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of ``model.safetensors`` or its shards, else of ``pytorch_model.bin`` (never unpickling objects).
+    """The tensors of ``model.safetensors`` or its shards, else of ``pytorch_model.bin`` (without unpickling objects).
 
     Raises:
         CheckpointError: There are none, or they cannot be read.
@@ -270,6 +272,6 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of further ones."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,7 +1,7 @@
-"""The checkpoint formats: the weights' names decide which one it is, ``config.json`` gives sizes and lengths.
+"""The checkpoint formats. The weights' names decide which one it is; ``config.json`` gives sizes and lengths.
 
-Whatever is missing, left over or of another shape than the configuration says is an error, so that a score is never
-made by weights that nobody trained.
+Weights that are missing, unexpected or of another shape than the configuration says are an error, so that untrained
+weights never make a score.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def build_encoder(
 
     Args:
         config: ``config.json``.
-        weights: Tensors by name, of any of the formats.
+        weights: Tensors by name, in any of the formats.
         source: The checkpoint's name, for messages.
         modules: What Sentence Transformers' ``modules.json`` says of the folder, where there is one.
         new_head_seed: Seed of a new linear head for weights that have none; None: a missing head is an error.

@@ -1,8 +1,8 @@
-"""Linear layers for scoring on a CPU, on oneDNN's matrix products: packed float32, and int8.
+"""Linear layers for scoring on a CPU, with oneDNN's matrix products: packed float32, and int8.
 
-torch multiplies float32 matrices with MKL and packs the weights anew in every call. Packed once, in oneDNN's layout,
-they are multiplied in about five sixths of the time (benchmarks/README.md); the price is a copy of the layers' weights.
-The operators are those that torch's own compiler emits, and no public interface: each is tried before use.
+torch multiplies float32 matrices with MKL and packs the weights again in every call. Packing them once, in oneDNN's
+layout, takes about five sixths of the time (benchmarks/README.md), at the cost of a copy of the layers' weights. The
+operators are those that torch's own compiler emits. They are not a public interface, so each is tried before use.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from .encoder import ACTIVATIONS, PairEncoder
 
 _FUSED = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
-"""What oneDNN's operators call the activations of ``EncoderConfig.hidden_act``: name and variant."""
+"""The names and variants of oneDNN's operators for the activations of ``EncoderConfig.hidden_act``."""
 
 _LARGEST_WEIGHT, _LARGEST_INPUT = 63, 255
-"""Steps from zero to a row's largest weight, and from a token's smallest input to its largest. Processors without VNNI
-add two products of such numbers in 16 bits, which saturate: 2 x 255 x 63 = 32,130 fits, with 127 steps for a weight it
-would not."""
+"""The number of steps from zero to a row's largest weight, and from a token's smallest input to its largest.
+
+Processors without VNNI add two products of such numbers in 16 bits, and saturate. 2 x 255 x 63 = 32,130 fits in 16
+bits; with 127 steps for weights the sum would not."""
 
 
 class PackedLinear(nn.Module):
@@ -47,10 +48,10 @@ class PackedLinear(nn.Module):
 class Int8Linear(nn.Module):
     """``activation(x @ weight.T + bias)`` with weights and inputs rounded to int8. For inference only.
 
-    One scale an output for the weights. One range a token for the inputs, found as they come, so that a token's output
-    does not depend on the other tokens of a batch; from the smallest to the largest, since what comes out of an
-    activation is mostly on one side of zero. Sums are exact integers, so that they are the same on every processor,
-    with VNNI or without.
+    Weights have one scale per output. Inputs have one range per token, computed on the fly, so that a token's output
+    does not depend on the other tokens of its batch. The range goes from the token's smallest input to its largest,
+    since the outputs of an activation are mostly on one side of zero. Sums are exact integers, so they are the same on
+    every processor, with or without VNNI.
 
     Args:
         linear: The layer that it replaces.
@@ -62,7 +63,7 @@ class Int8Linear(nn.Module):
         weight = linear.weight.float()  # (O, I)
         self.scales = _at_least_tiny(weight.abs().amax(dim=-1)) / _LARGEST_WEIGHT  # (O,)
         steps = (weight / self.scales[:, None]).round().to(torch.int8)
-        self.sums = steps.sum(dim=-1) * self.scales  # (O,): what each unit of a token's smallest input adds
+        self.sums = steps.sum(dim=-1) * self.scales  # (O,): added once per unit of a token's smallest input
         self.weight = torch.ops.onednn.qlinear_prepack(steps, None)
         self.weight_zeros = torch.zeros(len(steps), dtype=torch.int64)
         self.bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
@@ -72,7 +73,7 @@ class Int8Linear(nn.Module):
         """Maps (..., inputs) to (..., outputs)."""
         least, most = torch.aminmax(x, dim=-1, keepdim=True)  # (..., 1)
         scales = _at_least_tiny(most - least) / _LARGEST_INPUT
-        # Truncated to bytes, a half more rounds to the nearest step.
+        # Conversion to bytes truncates; adding a half first rounds to the nearest step.
         steps = torch.addcmul(x.new_tensor(0.5), x - least, scales.reciprocal()).to(torch.uint8)
         y = torch.ops.onednn.qlinear_pointwise(
             *(steps, 1.0, 0, self.weight, self.scales, self.weight_zeros, None),  # input scale and zero; no bias
@@ -90,16 +91,16 @@ def replace_linears(encoder: PairEncoder, kind: type[PackedLinear] | type[Int8Li
 
 
 def _at_least_tiny(x: Tensor) -> Tensor:
-    """So that steps of such a size, and one over them, are no zeros."""
+    """At least so large that neither a scale nor its reciprocal is zero."""
     return x.clamp_min(torch.finfo(torch.float32).tiny * 256)
 
 
 @functools.cache
 def works(kind: type[PackedLinear] | type[Int8Linear]) -> bool:
-    """Whether this torch and this processor compute such layers right, found by trying a small one.
+    """Whether this torch and this processor compute such layers correctly, found by trying a small one.
 
-    Only x86 is tried: elsewhere torch brings other matrix products, which were not measured. The small layer has the
-    largest weights, and all inputs but one the largest, on which int8 sums would saturate if they could.
+    Only x86 is tried. On other processors torch uses other matrix products, which were not measured. In the small layer
+    all weights, and all inputs but one, have the largest value, so that int8 sums would saturate if they could.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
@@ -111,6 +112,6 @@ def works(kind: type[PackedLinear] | type[Int8Linear]) -> bool:
         x[:, 0] = 0.0
         try:
             y = kind(linear)(x)
-        except (AttributeError, RuntimeError, TypeError):  # the operator is not there, or takes other arguments
+        except (AttributeError, RuntimeError, TypeError):  # the operator does not exist, or takes other arguments
             return False
         return torch.allclose(y, torch.full((3, 32), 63.5), rtol=1e-5)

@@ -24,25 +24,26 @@ from .tokenizer import Pair, Tokens
 DType = Literal["float32", "bfloat16", "float16"]
 Precision = Literal[DType, "int8"]
 
-# Measured on two CPU cores (benchmarks/README.md): larger batches fall out of the cache, smaller ones cost small
-# encoders more in calls than in padding. An accelerator needs far more to be busy; 32,768 was not timed on one, it
-# bounds memory to about 1 GB of activations for a base-size encoder by arithmetic.
+# Measured on two CPU cores (benchmarks/README.md): larger batches do not fit in the cache, and with smaller ones small
+# encoders lose more to the overhead of calls than they save in padding. An accelerator needs far larger batches. 32,768
+# was not timed on one; by calculation it limits the activations of a base-size encoder to about 1 GB.
 _DEFAULT_BATCH_TOKENS = {"cpu": 512}
 _ACCELERATOR_BATCH_TOKENS = 32_768
 
 _WINDOW = 16_384
-"""Pairs that are tokenised and sorted together: memory is bounded by it, and the next window is tokenised meanwhile."""
+"""Number of pairs that are tokenised and sorted together. It limits memory, and lets the next window be tokenised
+while this one is encoded."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What ``Scorer.score`` gives.
+    """The result of ``Scorer.score``.
 
     Args:
-        scores: float32 logits, one a pair, in the order of the input, shape (pairs,).
-        distinct: How many distinct pairs were encoded.
-        query_cuts: How many distinct pairs have a query that was cut to its length.
-        doc_cuts: How many distinct pairs have a text that was cut to its length.
+        scores: float32 logits, one per pair, in the order of the input, shape (pairs,).
+        distinct: Number of distinct pairs that were encoded.
+        query_cuts: Number of distinct pairs whose query was truncated.
+        doc_cuts: Number of distinct pairs whose text was truncated.
     """
 
     scores: NDArray[np.float32]
@@ -54,8 +55,8 @@ class Scored:
 class Scorer:
     """Scores pairs on one device.
 
-    A pair's score depends on the pair alone: to float32 rounding (1e-5) it is the same in every batch, order and
-    company.
+    A pair's score depends on the pair only. Up to float32 rounding (1e-5), it does not depend on the order or on the
+    other pairs of its batch.
 
     Args:
         checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied, but
@@ -67,7 +68,7 @@ class Scorer:
         batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
 
     Raises:
-        ValueError: A device that torch does not know or that is not there, or one that cannot compute in int8.
+        ValueError: torch does not know the device, it is not available, or it cannot compute in int8.
     """
 
     def __init__(
@@ -90,9 +91,9 @@ class Scorer:
         """Scores ``queries[i]`` against ``texts[i]``, equal pairs once.
 
         Args:
-            queries: One a pair.
-            texts: One a pair, as many as queries.
-            progress: Called with the number of input pairs that a batch has settled.
+            queries: One per pair.
+            texts: One per pair, as many as queries.
+            progress: Called with the number of input pairs that a batch has scored.
         """
         pair_of: dict[tuple[str, str], int] = {}
         inverse = np.fromiter(
@@ -112,7 +113,7 @@ class Scorer:
             while pending:
                 batch = pending.popleft()
                 values = self._forward_within_memory([pairs[i] for i in batch])
-                if values is None:  # plan all that is left again, with the budget that is now smaller
+                if values is None:  # plan the remaining pairs again, with the smaller batch size
                     rest = np.concatenate([batch, *pending])
                     pending = deque(rest[again] for again in plan_batches(lengths[rest], self.batch_tokens))
                     continue
@@ -122,7 +123,7 @@ class Scorer:
         return Scored(scores[inverse], len(distinct), query_cuts, doc_cuts)
 
     def _encoded_windows(self, pairs: list[tuple[str, str]]) -> Iterator[tuple[int, list[Pair]]]:
-        """Windows of tokenised pairs with their start; the next one is tokenised while this one is encoded."""
+        """Windows of tokenised pairs, with their start. The next window is tokenised while this one is encoded."""
         queries: dict[str, Tokens] = {}  # few, and repeated over windows
         starts = range(0, len(pairs), _WINDOW)
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -142,7 +143,7 @@ class Scorer:
         return [self.tokenizer.join(queries[query], docs[text]) for query, text in pairs]
 
     def _forward_within_memory(self, batch: list[Pair]) -> NDArray[np.float32] | None:
-        """The scores of a batch; None where memory ran out and the budget was lowered to half of the batch."""
+        """The scores of a batch; None if memory ran out and the batch size was halved."""
         longest = max(len(pair.ids) for pair in batch)
         try:
             return self._forward(batch)
@@ -234,17 +235,17 @@ def _agree(packed: PairEncoder, plain: PairEncoder) -> bool:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device to score on: CUDA where there is one, else the CPU; MPS only where it is asked for by name.
+    """The device to score on: CUDA if available, else the CPU; MPS on request only.
 
     Raises:
-        ValueError: torch does not know the device, or it is not there.
+        ValueError: torch does not know the device, or it is not available.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:  # torch says both, depending on the device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
         raise ValueError(f"device must be one that torch finds here, got {str(device)!r}: {error}") from error
     return resolved
 

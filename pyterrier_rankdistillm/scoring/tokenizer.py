@@ -28,7 +28,7 @@ _LONG = 20_000
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many tokens of a pair are kept, special tokens not counted except in ``pair``.
+    """How many tokens of a pair are kept. Special tokens are counted in ``pair`` only.
 
     Args:
         query: Tokens kept of the query; None keeps all.
@@ -52,7 +52,8 @@ class Lengths:
             raise ValueError(
                 f"query_length + doc_length must be at most {self.room} tokens (the encoder has {self.pair} positions, "
                 f"{self.special_tokens} go to special tokens), got {self.query} + {self.doc}. "
-                f"Lower one of them, or split long documents with pt.text.sliding()."
+                f"Lower one of them, or split long documents with "
+                f"pt.text.sliding(text_attr='text', prepend_attr=None)."
             )
 
     @property
@@ -219,7 +220,7 @@ class PairTokenizer:
             rows: Of the encoder's table of tokens; a ``vocab.txt`` of another number of lines has been cut.
 
         Raises:
-            FileNotFoundError: Neither file is there.
+            FileNotFoundError: Neither file exists.
             ValueError: A file cannot be read; the message names it.
         """
         config: Any = {}
@@ -257,11 +258,11 @@ class PairTokenizer:
         return max([*self.tokenizer.get_vocab().values(), *self.template.ids, self.pad_id])
 
     def encode_queries(self, queries: Sequence[str]) -> list[Tokens]:
-        """Token ids of queries, cut to the query length, without special tokens."""
+        """Token ids of queries, truncated to the query length, without special tokens."""
         return self._encode(queries, self.lengths.query)
 
     def encode_docs(self, texts: Sequence[str]) -> list[Tokens]:
-        """Token ids of passages, cut to the passage length, without special tokens."""
+        """Token ids of passages, truncated to the passage length, without special tokens."""
         return self._encode(texts, self.lengths.doc)
 
     def _encode(self, texts: Sequence[str], length: int | None) -> list[Tokens]:

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: a progress bar, a guard, TensorBoard."""
+"""Callbacks of a training: a progress bar, a guard, TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pyterrier as pt
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 MEASURE = "measure"
-"""The validation measure's name in the Trainer's logs; its real name would have to pass through their prefixes."""
+"""The validation measure's name in the Trainer's logs, which add a prefix to it."""
 
 _COMPLETE = "complete.json"
-"""Written into a checkpoint when all else is there: a killed process can leave half of one."""
+"""Written into a checkpoint last, since a killed process can leave an incomplete one."""
 
 
 class Guard(TrainerCallback):
-    """Stops a training that has diverged, and marks checkpoints that are whole."""
+    """Stops a training that has diverged, and marks checkpoints that are complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class Guard(TrainerCallback):
         **_: Any,
     ) -> None:
         logs = logs or {}
-        loss = logs.get("loss", logs.get("train_loss", 0.0))  # the second, of all steps, is logged at the end
+        loss = logs.get("loss", logs.get("train_loss", 0.0))  # the second, over all steps, is logged at the end
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"The training loss is {loss} at step {state.global_step}. Lower learning_rate, or use "
@@ -85,7 +85,7 @@ def tensorboard(folder: Path) -> TrainerCallback:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
+    """The newest complete checkpoint."""
     finished = [file.parent for file in folder.glob(f"checkpoint-*/{_COMPLETE}")]
     return max(finished, key=step_of, default=None)
 
@@ -96,7 +96,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def stopped_early(checkpoint: Path, patience: int) -> bool:
-    """Whether early stopping ended the training that wrote this checkpoint, with it."""
+    """Whether early stopping ended the training at this checkpoint."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
     return bool(waited.get("early_stopping_patience_counter", 0) >= patience)

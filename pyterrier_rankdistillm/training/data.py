@@ -1,31 +1,47 @@
-"""From what users have (frames, run files, published runs, teachers) to what is trained on, checked beforehand."""
+"""From what users have (frames, runs, teachers) to what is trained on, checked beforehand."""
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from ..datasets import PUBLISHED
-from ..errors import TrainingDataError
-from ..runs.files import dataset_of, read
+from ..checks import is_text
+from ..errors import InputError, OrderWarning, TrainingDataError
+from ..runs.given import (
+    Door,
+    GivenRun,
+    MappedRun,
+    Qrels,
+    Ranker,
+    Run,
+    Topics,
+    checked_run,
+    contradiction,
+    qrels_of,
+    ranker_of,
+    run_of,
+    texts_of,
+    topics_of,
+)
+from ..runs.given import (
+    Texts as GivenTexts,
+)
 from ..runs.making import Roles, make_run
 from ..runs.rankings import Rankings
-from ..runs.text import Dataset, load_topics, text_loader
 from .launch import processes
 from .lists import Texts, TrainingData, as_relevance
 from .losses import Kind, Losses
 from .settings import Settings
 
-RunFile = str | os.PathLike[str]
-Teacher = pt.Transformer | pd.DataFrame | RunFile
+T = TypeVar("T")
 
 
 @dataclass
@@ -39,6 +55,15 @@ class Problems:
     who: str
     faults: list[str] = field(default_factory=list)
     unusable: dict[str, list[str]] = field(default_factory=dict)
+    hint: str = ""
+
+    def read(self, make: Callable[[], T]) -> T | None:
+        """What is made of something that the user gave; None, and noted, where it is wrong."""
+        try:
+            return make()
+        except InputError as error:
+            self.faults.append(error.fact)
+        return None
 
     def add(self, what: str) -> None:
         """Something that makes training impossible."""
@@ -50,10 +75,10 @@ class Problems:
             self.unusable.setdefault(reason, []).extend(qids)
 
     def check(self, queries: int, on_unusable: str) -> dict[str, int]:
-        """Raises what is wrong.
+        """Raises an error that lists everything that is wrong.
 
         Args:
-            queries: How many queries there are in all.
+            queries: The total number of queries.
             on_unusable: Whether unusable queries are an error.
 
         Returns:
@@ -70,6 +95,7 @@ class Problems:
                 f"{', ...' if len(qids) > 3 else ''})."
                 for reason, qids in self.unusable.items()
             ]
+            told += [self.hint] if self.hint and self.unusable else []
             if self.unusable and len(left_out) < queries:
                 told.append("Mend the data, or leave such queries out with on_unusable='skip'.")
             elif self.unusable:
@@ -90,11 +116,11 @@ class Sourced:
 def labelled_data(
     who: str,
     settings: Settings,
-    inp: pd.DataFrame | None,
-    qrels: pd.DataFrame | None,
+    inp: Topics | None,
+    qrels: Qrels | None,
     *,
-    run: RunFile | None = None,
-    text: pt.Transformer | Dataset | None = None,
+    run: Run | GivenRun | None = None,
+    text: GivenTexts | None = None,
     text_field: str = "text",
 ) -> Sourced:
     """A first stage's rankings with relevance labels.
@@ -103,28 +129,30 @@ def labelled_data(
         who: The estimator, for messages.
         settings: Those of the training.
         inp: The first stage's results with texts; or, with ``run``, the topics.
-        qrels: Columns ``qid``, ``docno``, ``label``.
-        run: The first stage's run file, or a published run.
+        qrels: The labels.
+        run: The first stage's run.
         text: Where texts come from that ``inp`` does not have.
         text_field: The column of ``inp`` with the texts.
 
     Raises:
         TrainingDataError: The data cannot be used.
+        TypeError: Something was given that cannot be what it is given as.
     """
     problems = Problems(who)
-    rankings, queries, texts = _rankings(problems, inp, run, text, text_field)
-    if qrels is None and run is not None and is_published(run):
-        qrels = pt.get_dataset(str(run)).get_qrels()
-    relevance = _relevance(problems, qrels, rankings)
-    if problems.faults or qrels is None or rankings is None:
+    found = _found(problems, inp, run, text, text_field)
+    if qrels is None and found.run is not None and found.run.dataset is not None:
+        qrels = found.run.dataset
+    relevance = _relevance(problems, qrels, found.rankings)
+    rankings = found.rankings
+    if problems.faults or rankings is None:
         problems.check(0, settings.on_unusable)
     assert rankings is not None
     sampling = settings.to_sampling()
     reasons: dict[str, list[str]] = {}
     members = []
-    trainable = _Obtainable(relevance, texts)
+    trainable = _Obtainable(relevance, found.texts)
     for position, qid in enumerate(rankings.qids):
-        if qid not in queries:
+        if qid not in found.queries:
             reason: str | None = "have no query text"
         else:
             reason = sampling.unusable(rankings[position].docnos, trainable.of(qid))
@@ -134,20 +162,24 @@ def labelled_data(
             reasons.setdefault(reason, []).append(qid)
     for reason, qids in reasons.items():
         problems.skip(reason, qids)
+    if not any(qid in relevance for qid in rankings.qids):
+        problems.hint = "No qid of the qrels is among the topics: are they of this collection and split?"
     left_out = problems.check(len(rankings), settings.on_unusable)
-    data = TrainingData(rankings, np.array(members, dtype=np.int64), queries, texts, trainable.all(), labelled=True)
+    data = TrainingData(
+        rankings, np.array(members, dtype=np.int64), found.queries, found.texts, trainable.all(), labelled=True
+    )
     return Sourced(data, left_out)
 
 
 def taught_data(
     who: str,
     settings: Settings,
-    inp: pd.DataFrame | None,
-    qrels: pd.DataFrame | None,
+    inp: Topics | None,
+    qrels: Qrels | None,
     *,
-    teacher: Teacher | None = None,
-    run: RunFile | None = None,
-    text: pt.Transformer | Dataset | None = None,
+    teacher: Ranker | None = None,
+    run: Run | GivenRun | None = None,
+    text: GivenTexts | None = None,
     text_field: str = "text",
 ) -> Sourced:
     """A teacher's rankings.
@@ -158,65 +190,102 @@ def taught_data(
         inp: The first stage's results with texts, which the teacher ranks; the teacher's own ranking where there is no
             ``teacher``; or, with ``run``, the topics.
         qrels: For losses that need labels.
-        teacher: A re-ranker, its run (a frame, file or published run), or None.
-        run: The teacher's run, a file or published, which may be larger than memory.
+        teacher: What ranks, or its run; None: the ranking that is given.
+        run: The teacher's run, which may be larger than memory.
         text: Where texts come from that ``inp`` does not have.
         text_field: The column of ``inp`` with the texts.
 
     Raises:
         TrainingDataError: The data cannot be used.
+        TypeError: Something was given that cannot be what it is given as.
     """
     problems = Problems(who)
     if teacher is not None and run is not None:
         problems.add("There are two teachers: teacher and run. Give one of them.")
-    has_documents = inp is not None and "docno" in inp.columns
-    if run is None and not has_documents and isinstance(teacher, str | os.PathLike):
-        run, teacher = teacher, None  # topics and the teacher's run: its documents are the candidates
-    rankings, queries, texts = _rankings(problems, inp, run, text, text_field)
+    ranker = None if teacher is None else ranker_of(teacher, who=who, argument="teacher")
+    has_documents = isinstance(inp, pd.DataFrame) and "docno" in inp.columns
+    taken: Run | GivenRun | None = run
+    if run is None and not has_documents and isinstance(ranker, GivenRun):
+        taken, ranker = ranker, None  # topics and the teacher's run: its documents are the candidates
+    found = _found(problems, inp, taken, text, text_field, learnt=ranker is None)
     losses = Losses.of(settings.loss)
     relevance: Mapping[str, Mapping[str, int]] = {}
     if "relevance" in losses.needs or qrels is not None:
-        relevance = _relevance(problems, qrels, rankings)
+        relevance = _relevance(problems, qrels, found.rankings)
+    rankings = found.rankings
     if problems.faults or rankings is None:
         problems.check(0, settings.on_unusable)
     assert rankings is not None
-    if isinstance(teacher, pt.Transformer) and processes() > 1:
+    if isinstance(ranker, pt.Transformer) and processes() > 1:
         problems.add("Several processes would each run the teacher. Make its run first, with runs.make_teacher_run.")
         problems.check(0, settings.on_unusable)
     asked = len(rankings)
-    if teacher is not None:
-        assert inp is not None
-        rankings = _ranked_by(teacher, problems, settings, inp, queries)
+    if isinstance(ranker, pt.Transformer):
+        rankings = _asked(ranker, problems, settings, found)
+    elif ranker is not None:
+        rankings = _looked_up(ranker, problems, settings, rankings)
     there = {"order": True, "values": rankings.has_scores, "relevance": bool(relevance)}
-    try:
-        losses.check([kind for kind in get_args(Kind) if there[kind]])
-    except ValueError as error:
-        problems.add(str(error))
-    without_query = [qid for qid in rankings.qids if qid not in queries]
+    problems.read(lambda: losses.check([kind for kind in get_args(Kind) if there[kind]]))
+    without_query = [qid for qid in rankings.qids if qid not in found.queries]
     problems.skip("have no query text", without_query)
     alone = [qid for qid, size in zip(rankings.qids, rankings.sizes, strict=True) if size < 2]
     problems.skip("have fewer than two documents", alone)
     left_out = problems.check(asked, settings.on_unusable)
     unusable = {qid for qids in problems.unusable.values() for qid in qids}
     members = [position for position, qid in enumerate(rankings.qids) if qid not in unusable]
-    data = TrainingData(rankings, np.array(members, dtype=np.int64), queries, texts, relevance, labelled=False)
+    data = TrainingData(
+        rankings, np.array(members, dtype=np.int64), found.queries, found.texts, relevance, labelled=False
+    )
     return Sourced(data, left_out)
 
 
-def _rankings(
+@dataclass(frozen=True)
+class _Found:
+    """What a first stage found, or a teacher ranked.
+
+    Args:
+        rankings: None where something is wrong, which was noted.
+        queries: Query texts by qid.
+        texts: Document texts.
+        run: The run that they come from, where they come from one.
+        frame: The results, where they are a frame.
+    """
+
+    rankings: Rankings | None
+    queries: Mapping[str, str]
+    texts: Texts
+    run: GivenRun | None = None
+    frame: pd.DataFrame | None = None
+
+
+def _found(
     problems: Problems,
-    inp: pd.DataFrame | None,
-    run: RunFile | None,
-    text: pt.Transformer | Dataset | None,
+    inp: Topics | None,
+    run: Run | GivenRun | None,
+    text: GivenTexts | None,
     text_field: str,
-) -> tuple[Rankings | None, Mapping[str, str], Texts]:
-    """Rankings, queries and texts, from a frame or a run."""
-    loader = text if text is None or isinstance(text, pt.Transformer) else text_loader(text)
+    *,
+    learnt: bool = True,
+) -> _Found:
+    """Rankings, queries and texts, from a frame of results, or from topics and a run.
+
+    Args:
+        problems: What is wrong is noted there.
+        inp: The results; or, with ``run``, the topics.
+        run: The run.
+        text: Where texts come from that a frame does not have.
+        text_field: The frame's column with texts.
+        learnt: Whether the order of the rankings is learnt, or only their depth is cut.
+    """
+    loader = None if text is None else texts_of(text, who=problems.who)
     if run is not None:
-        return _from_run(problems, inp, run, loader)
-    if inp is None or inp.empty:
+        return _from_run(problems, inp, run_of(run, who=problems.who), loader, text_field)
+    if inp is None or (isinstance(inp, pd.DataFrame) and inp.empty):
         problems.add("There are no documents: give the first stage's results, or run= and text=.")
-        return None, {}, Texts()
+        return _Found(None, {}, Texts())
+    if not isinstance(inp, pd.DataFrame):
+        accepted = "the first stage's results as a frame (with run=: topics as a frame, file, dataset or its name)"
+        raise Door(problems.who, "topics_or_res_tr", accepted).refuse(inp, "Give a run of them as run=.")
     missing = [name for name in ("qid", "query", "docno") if name not in inp.columns]
     if missing:
         problems.add(
@@ -225,83 +294,102 @@ def _rankings(
         )
     if "rank" not in inp.columns and "score" not in inp.columns:
         problems.add("The frame has neither rank nor score, so nothing is ranked.")
-    known: dict[str, str] = {}
-    if text_field in inp.columns:
-        known = {d: t for d, t in zip(inp["docno"], inp[text_field], strict=True) if isinstance(t, str)}
-    elif loader is None:
+    if text_field not in inp.columns and loader is None:
         problems.add(
             f"The frame has no column {text_field!r}. Put `>> dataset.text_loader()` before the estimator, or give "
             f"text=."
         )
-    texts = Texts(known, loader)
     if problems.faults:
-        return None, {}, texts
-    without = inp["docno"][[docno not in texts for docno in inp["docno"]]]
+        return _Found(None, {}, Texts())
+    frame = problems.read(lambda: checked_run(inp, Door(problems.who, "the frame", "a frame"), scored=False))
+    if frame is None:
+        return _Found(None, {}, Texts())
+    texts = Texts(_known_texts(frame, text_field), loader)
+    without = frame["docno"][[docno not in texts for docno in frame["docno"]]]
     if len(without):
-        problems.add(f"{len(without)} of {len(inp)} rows have no text, the first docno {without.iloc[0]!r}.")
-    by_qid = inp.drop_duplicates("qid")
-    queries = {q: t for q, t in zip(by_qid["qid"], by_qid["query"], strict=True) if isinstance(t, str)}
-    try:
-        return Rankings.from_frame(_run_of(inp)), queries, texts
-    except ValueError as error:
-        problems.add(str(error))
-        return None, queries, texts
+        problems.add(f"{len(without)} of {len(frame)} rows have no text, the first docno {without.iloc[0]!r}.")
+    odd = contradiction(frame)
+    if odd is not None and learnt:
+        problems.add(f"The frame {odd}")
+    elif odd is not None:
+        warnings.warn(f"{problems.who}: the frame {odd} Its depth is cut by rank.", OrderWarning, stacklevel=5)
+    queries = problems.read(lambda: _queries(problems, frame))
+    return _Found(Rankings.from_frame(_run_of(frame)), queries or {}, texts, frame=frame)
 
 
 def _from_run(
-    problems: Problems, topics: pd.DataFrame | None, run: RunFile, loader: pt.Transformer | None
-) -> tuple[Rankings | None, Mapping[str, str], Texts]:
-    published = is_published(run)
-    if loader is None and published:
-        loader = text_loader(str(run))
-    if loader is None:
+    problems: Problems, topics: Topics | None, run: GivenRun, loader: pt.Transformer | None, text_field: str
+) -> _Found:
+    """As ``_found``, of a run: what is not given beside it is what the run brings along."""
+    known = {}
+    if isinstance(run.source, pd.DataFrame):
+        known = _known_texts(run.source.assign(docno=run.source["docno"].astype(str)), text_field)
+    if loader is None and run.dataset is not None:
+        loader = texts_of(run.dataset, who=problems.who)
+    if loader is None and not known:
         problems.add("With run=, texts are needed: give text=, a text loader or a dataset.")
-        return None, {}, Texts()
-    rankings = Rankings.from_file(run)
+        return _Found(None, {}, Texts(), run)
+    texts = Texts(known, loader)
+    rankings = run.rankings()
+    odd = rankings.contradictions()
+    if odd:
+        problems.add(
+            f"The run has ranks that contradict its scores (a better rank with a lower score) for {len(odd)} of "
+            f"{len(rankings)} queries, the first qid {odd[0]!r}. Give it as runs.read(run, order='rank') or "
+            f"order='score', which says which of them counts."
+        )
     if topics is None and rankings[0].query is not None:
         stated = {one.qid: one.query for one in rankings if one.query is not None}
-        return rankings, stated, Texts(loader=loader)
-    if topics is None:
-        topics = pt.get_dataset(str(run)).get_topics() if published else _topics_of(problems, run)
-    if topics is None or "query" not in topics.columns:
-        problems.add("With run=, queries are needed: give topics with the columns qid and query.")
-        return None, {}, Texts(loader=loader)
+        return _Found(rankings, stated, texts, run)
+    topics = run.dataset if topics is None else topics
+    if topics is None or (isinstance(topics, pd.DataFrame) and "query" not in topics.columns):
+        problems.add(
+            "With run=, queries are needed: give topics with the columns qid and query (the run is neither published "
+            "nor named after its dataset)."
+        )
+        return _Found(None, {}, texts, run)
+    given = topics
+    asked = problems.read(lambda: topics_of(given, who=problems.who, missing="drop"))
+    if asked is None:
+        return _Found(None, {}, texts, run)
     wanted = set(rankings.qids)
-    used = topics[topics["qid"].isin(wanted)]
-    return rankings, dict(zip(used["qid"], used["query"], strict=True)), Texts(loader=loader)
+    used = asked[asked["qid"].isin(wanted)]
+    return _Found(rankings, dict(zip(used["qid"], used["query"], strict=True)), texts, run)
 
 
-def _topics_of(problems: Problems, run: RunFile) -> pd.DataFrame | None:
-    try:
-        return load_topics(dataset_of(run))
-    except (ValueError, KeyError) as error:
-        problems.add(f"The run's topics are not given, and its file name does not say them: {error}")
-        return None
+def _known_texts(frame: pd.DataFrame, text_field: str) -> dict[str, str]:
+    if text_field not in frame.columns:
+        return {}
+    return {docno: text for docno, text in zip(frame["docno"], frame[text_field], strict=True) if is_text(text)}
 
 
-def _ranked_by(
-    teacher: Teacher, problems: Problems, settings: Settings, inp: pd.DataFrame, queries: Mapping[str, str]
-) -> Rankings:
-    """The teacher's rankings of the first stage's top documents."""
-    if isinstance(teacher, pt.Transformer):
-        return _asked(teacher, problems, settings, inp, queries)
-    given = Rankings.from_frame(_run_of(inp))
-    if isinstance(teacher, pd.DataFrame):
-        taught = teacher
-    elif is_published(teacher):
-        taught = pt.get_dataset(str(teacher)).get_results()
+def _queries(problems: Problems, frame: pd.DataFrame) -> dict[str, str]:
+    """The frame's queries; those that are missing are left out."""
+    asked = frame[["qid", "query"]].drop_duplicates()
+    if asked["query"].isna().all():
+        return {}
+    found = topics_of(asked, who=problems.who, argument="the frame's rows", missing="drop")
+    return dict(zip(found["qid"], found["query"], strict=True))
+
+
+def _looked_up(teacher: GivenRun, problems: Problems, settings: Settings, given: Rankings) -> Rankings:
+    """The rankings that a teacher's run has for the first stage's top documents."""
+    if teacher.published:
+        mapped = MappedRun(teacher.rankings(), teacher.name)
+        taught: pd.DataFrame | None = mapped.transform(pd.DataFrame({"qid": list(given.qids)}))
     else:
-        taught = read(teacher)
-    taught = _run_of(taught)
-    if "qid" in taught.columns:
-        taught = taught[taught["qid"].isin(set(given.qids))]
-    ranked: dict[str, set[str]] = {}
-    try:
-        if len(taught):
-            ranked = {one.qid: set(one.docnos) for one in Rankings.from_frame(taught)}
-    except ValueError as error:
-        problems.add(f"The teacher's run is none. {error}")
+        taught = problems.read(lambda: teacher.frame(scored=False))
+    if taught is None:
         problems.check(len(given), settings.on_unusable)
+    assert taught is not None
+    taught = _run_of(taught[taught["qid"].isin(set(given.qids))])
+    odd = contradiction(taught)
+    if odd is not None:
+        problems.add(f"The teacher's run {odd}")
+        problems.check(len(given), settings.on_unusable)
+    ranked: dict[str, set[str]] = {}
+    if len(taught):
+        ranked = {one.qid: set(one.docnos) for one in Rankings.from_frame(taught)}
     unranked, partly, wanted = [], [], []
     for one in given:
         top = one.docnos[: settings.depth]
@@ -324,26 +412,33 @@ def _run_of(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[[name for name in ("qid", "docno", "score", "rank") if name in frame.columns]]
 
 
-def _asked(
-    teacher: pt.Transformer, problems: Problems, settings: Settings, inp: pd.DataFrame, queries: Mapping[str, str]
-) -> Rankings:
+def _asked(teacher: pt.Transformer, problems: Problems, settings: Settings, found: _Found) -> Rankings:
     """Runs the teacher, resumably where there is a folder."""
-    topics = pd.DataFrame({"qid": list(queries), "query": list(queries.values())})
+    assert found.frame is not None
+    topics = pd.DataFrame({"qid": list(found.queries), "query": list(found.queries.values())})
+    frame = found.frame.drop(columns=["query"])
+    if "score" not in frame.columns:
+        frame = frame.assign(score=-frame["rank"].astype(np.float64))
+    first_stage = pt.Transformer.from_df(frame)
+    if "text" not in frame.columns and found.texts.loader is not None:
+        first_stage = first_stage >> found.texts.loader
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch if settings.folder is None else settings.folder)
         folder.mkdir(parents=True, exist_ok=True)
         made = make_run(
             teacher,
-            inp.drop(columns=["query"]),
+            first_stage,
             topics,
             folder / "teacher.run.gz",
             roles=Roles(
                 problems.who,
                 "the teacher",
                 "the teacher's ranking",
-                "Mend the teacher, or leave such queries out with on_unusable='skip'.",
+                "A teacher must be a re-ranker: it ranks just the documents that it is given. "
+                "Mend it, or leave such queries out with "
+                "on_unusable='skip'.",
             ),
-            depth=settings.depth or int(inp.groupby("qid").size().max()),
+            depth=settings.depth or int(frame.groupby("qid").size().max()),
             seed=settings.seed,
             on_fault=settings.on_unusable,
             verbose=settings.verbose,
@@ -352,21 +447,16 @@ def _asked(
         return Rankings.from_frame(made.read())
 
 
-def _relevance(
-    problems: Problems, qrels: pd.DataFrame | None, rankings: Rankings | None
-) -> Mapping[str, Mapping[str, int]]:
+def _relevance(problems: Problems, qrels: Qrels | None, rankings: Rankings | None) -> Mapping[str, Mapping[str, int]]:
     if qrels is None:
         problems.add("There are no relevance labels: give qrels with the columns qid, docno and label.")
         return {}
-    missing = [name for name in ("qid", "docno", "label") if name not in qrels.columns]
-    if missing:
-        problems.add(f"The qrels have no column {', '.join(missing)}, but {', '.join(map(str, qrels.columns))}.")
-        return {}
-    return {} if rankings is None else as_relevance(qrels, rankings.qids)
+    labels = problems.read(lambda: qrels_of(qrels, who=problems.who))
+    return {} if rankings is None or labels is None else as_relevance(labels, rankings.qids)
 
 
 class _Obtainable:
-    """Labels, without those of relevant documents whose text cannot be had."""
+    """Labels, without those of relevant documents that have no text."""
 
     def __init__(self, relevance: Mapping[str, Mapping[str, int]], texts: Texts) -> None:
         self._relevance = relevance
@@ -379,9 +469,3 @@ class _Obtainable:
     def all(self) -> dict[str, dict[str, int]]:
         """The labels of all queries."""
         return {qid: self.of(qid) for qid in self._relevance}
-
-
-def is_published(run: object) -> bool:
-    """Whether that is the name of a published run."""
-    provider, separator, name = str(run).partition(":")
-    return bool(separator) and provider == "rankdistillm" and name in PUBLISHED

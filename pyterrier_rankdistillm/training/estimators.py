@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from abc import abstractmethod
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from ..extras import check_installed
 from ..reranker import CrossEncoderReRanker, MonoElectraReRanker, ranked
-from ..runs.text import Dataset
+from ..runs.given import Door, GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of, texts_of
+from ..runs.text import join_text
 from ..scoring.checkpoint import Checkpoint
-from .data import RunFile, Sourced, Teacher, labelled_data, taught_data
+from .data import Sourced, labelled_data, taught_data
 from .launch import processes
 from .losses import Losses
 from .record import Training
@@ -25,71 +28,85 @@ from .settings import Settings, Stage
 from .train import train
 from .validation import Validation
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing since Python 3.11
+
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 
-Student = str | os.PathLike[str] | Checkpoint | CrossEncoderReRanker
+Student: TypeAlias = "str | os.PathLike[str] | Checkpoint | CrossEncoderReRanker | pt.Estimator"
+_STUDENT = "a hub id, a folder, an open Checkpoint, a re-ranker, or an estimator that is fitted by then"
 
 
 class _StudentEstimator(pt.Estimator):
     """What both estimators share: a student that is copied, trained, and then re-ranks."""
 
     stage: ClassVar[Stage]
+    parts: ClassVar[tuple[str, ...]] = ("student", "recipe", "text")
+    """The constructor's arguments that are not settings."""
 
     def __init__(
         self,
-        student: Student | _StudentEstimator,
+        student: Student,
         *,
         recipe: str | os.PathLike[str] | None = None,
-        text: pt.Transformer | Dataset | None = None,
+        text: Texts | None = None,
         **settings: Any,
     ) -> None:
+        who = type(self).__name__
+        trains = isinstance(student, pt.Estimator) and hasattr(type(student), "reranker")
+        if not trains and not isinstance(student, str | os.PathLike | Checkpoint | CrossEncoderReRanker):
+            raise Door(who, "student", _STUDENT).refuse(student)
         self.student = student
         self.recipe = recipe
         self.text = text
-        try:
-            self.settings = Settings.of(self.stage, recipe, **settings)
-        except ValueError as error:
-            raise ValueError(f"{type(self).__name__}: {error}") from None
+        self.settings = Settings.of(self.stage, recipe, who=who, **settings)
         self._changes = settings
+        self._forget()
+
+    def _forget(self) -> None:
+        """Makes the estimator one that is not fitted."""
         self._reranker: CrossEncoderReRanker | None = None
         self._training: Training | None = None
+        self._loader: pt.Transformer | None = None
 
     def fit(
         self,
-        topics_or_res_tr: pd.DataFrame | None = None,
-        qrels_tr: pd.DataFrame | None = None,
+        topics_or_res_tr: Topics | None = None,
+        qrels_tr: Qrels | None = None,
         topics_or_res_va: pd.DataFrame | None = None,
-        qrels_va: pd.DataFrame | None = None,
+        qrels_va: Qrels | None = None,
         *,
-        run: RunFile | None = None,
-        text: pt.Transformer | Dataset | None = None,
+        run: Run | GivenRun | None = None,
+        text: Texts | None = None,
     ) -> None:
         """Trains a copy of the student; PyTerrier calls it from a pipeline's ``fit``.
 
         Args:
             topics_or_res_tr: The first stage's results for the training topics: ``qid``, ``query``, ``docno``, the
-                text, ``rank`` or ``score``. With ``run``: the topics (``qid``, ``query``), where the run does not say
-                them.
+                text, ``rank`` or ``score``. With ``run``: the topics (``qid``, ``query``), unless the run has them.
             qrels_tr: Relevance labels: ``qid``, ``docno``, ``label`` (relevant above 0).
-            topics_or_res_va: The first stage's results for other topics, to validate on; with ``qrels_va``.
-            qrels_va: Their relevance labels.
+            topics_or_res_va: The first stage's results for the validation topics; requires ``qrels_va``.
+            qrels_va: The relevance labels of the validation topics.
             run: Instead of results: a run file (TREC, Parquet, JSON lines) or a published run
                 (``"rankdistillm:rankzephyr"``). It is not read into memory.
-            text: Where texts come from that the frames do not have: a text loader, or a dataset as for
-                ``runs.text_loader``. Overrules the constructor's.
+            text: A source for texts that are not in the frames: a text loader, or a dataset as for
+                ``runs.text_loader``. Overrides the constructor's.
 
         Raises:
-            TrainingDataError: The data cannot be trained on; all that is wrong with it is in the message.
+            TrainingDataError: The data cannot be trained on. The message lists all problems.
             CheckpointError: The student cannot be opened.
         """
         who = type(self).__name__
+        check_installed("accelerate", f"{who}.fit")
+        if self.settings.tensorboard:
+            check_installed("tensorboard", "tensorboard=True")
         if processes() > 1 and self.settings.folder is None:
             raise ValueError(f"{who}: with several processes folder must be given, got None. They share checkpoints.")
         text = self.text if text is None else text
         text_field = self._template().text_field
         sourced = self._sourced(topics_or_res_tr, qrels_tr, run=run, text=text, text_field=text_field)
         validation = Validation.of(who, self.settings, topics_or_res_va, qrels_va, text=text, text_field=text_field)
-        checkpoint = self._student()
+        checkpoint = self._opened_student()
         with ExitStack() as stack:
             folder = self.settings.folder or stack.enter_context(tempfile.TemporaryDirectory())
             encoder, self._training = train(
@@ -103,26 +120,28 @@ class _StudentEstimator(pt.Estimator):
             )
         trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None)
         self._reranker = self._template().clone(model=trained, revision=None, query_length=None, doc_length=None)
+        self._loader = None if text is None else texts_of(text, who=who)
 
     @abstractmethod
     def _sourced(
         self,
-        inp: pd.DataFrame | None,
-        qrels: pd.DataFrame | None,
+        inp: Topics | None,
+        qrels: Qrels | None,
         *,
-        run: RunFile | None,
-        text: pt.Transformer | Dataset | None,
+        run: Run | GivenRun | None,
+        text: Texts | None,
         text_field: str,
     ) -> Sourced: ...
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Re-ranks with the trained student.
+        """Re-ranks with the trained student; texts that the frame does not have come from where ``fit`` had them.
 
         Raises:
             RuntimeError: ``fit`` was not called.
         """
+        inp = self._with_text(inp)
         if self._reranker is None:
-            if inp.empty:  # inspection asks for the columns
+            if inp.empty:  # inspection needs the columns
                 self._template().check_columns(inp)
                 return ranked(inp, np.empty(0, dtype=np.float32))
             raise RuntimeError(f"{type(self).__name__}: there is nothing to re-rank with yet. Call fit first.")
@@ -139,14 +158,67 @@ class _StudentEstimator(pt.Estimator):
             raise RuntimeError(f"{type(self).__name__}: there is no trained re-ranker yet. Call fit first.")
         return self._reranker
 
+    def _with_text(self, inp: pd.DataFrame) -> pd.DataFrame:
+        field = self._template().text_field
+        if field in inp.columns or "docno" not in inp.columns:
+            return inp
+        if inp.empty:
+            given = self._loader is not None or self.text is not None
+            return inp.assign(**{field: pd.Series(dtype=object)}) if given else inp
+        if self._loader is None:
+            return inp
+        return join_text(inp, self._loader).rename(columns={"text": field})
+
+    # --- PyTerrier's inspection: an estimator is its student, its teacher, and the settings that were changed ---
+
+    def attributes(self) -> list[pt.inspect.TransformerAttribute]:
+        """The constructor's arguments, with those settings that were given."""
+        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        told = [
+            pt.inspect.TransformerAttribute(
+                name, getattr(self, name), defaults[name], positional if name == "student" else keyword
+            )
+            for name in self.parts
+        ]
+        return told + [
+            pt.inspect.TransformerAttribute(name, value, inspect.Parameter.empty, keyword)
+            for name, value in self._changes.items()
+        ]
+
+    def apply_attributes(self, **changes: Any) -> Self:
+        """A new estimator, not fitted, with other arguments or settings."""
+        return type(self)(**{**{name: getattr(self, name) for name in self.parts}, **self._changes, **changes})
+
+    def subtransformers(self) -> dict[str, pt.Transformer | list[pt.Transformer]]:
+        """What drawings show in it: the student, and the teacher where it is a transformer."""
+        shown: dict[str, pt.Transformer | list[pt.Transformer]] = {"student": self._template()}
+        teacher = getattr(self, "teacher", None)
+        if isinstance(teacher, pt.Transformer):
+            shown["teacher"] = teacher
+        return shown
+
+    def get_parameter(self, name: str) -> Any:
+        """An argument or a setting, by its name."""
+        return getattr(self, name) if name in self.parts else getattr(self.settings, name)
+
+    def set_parameter(self, name: str, value: Any) -> None:
+        """Changes an argument or a setting. What was trained before is forgotten: the estimator has to be fitted anew.
+
+        Raises:
+            ValueError: There is no such argument or setting, or the value is out of its range.
+        """
+        changed = self.apply_attributes(**{name: value})
+        self.__dict__.update(changed.__dict__)
+
     @property
     def losses(self) -> Losses:
-        """What is minimised."""
+        """The loss that is minimised."""
         return Losses.of(self.settings.loss)
 
     @property
     def training(self) -> Training:
-        """How the last ``fit`` went: losses, validations, what was left out; with ``.table`` and ``.plot()``.
+        """The record of the last ``fit``: losses, validations, what was left out; with ``.table`` and ``.plot()``.
 
         Raises:
             RuntimeError: ``fit`` was not called.
@@ -165,11 +237,13 @@ class _StudentEstimator(pt.Estimator):
         student = self.student
         if isinstance(student, _StudentEstimator):
             return student._template()
+        if isinstance(student, pt.Estimator):
+            return cast(Any, student).reranker  # type: ignore[no-any-return]
         return student if isinstance(student, CrossEncoderReRanker) else MonoElectraReRanker(student)
 
-    def _student(self) -> Checkpoint:
+    def _opened_student(self) -> Checkpoint:
         """The student's checkpoint, with the lengths to train with; its weights must not be changed."""
-        student = self.student.reranker if isinstance(self.student, _StudentEstimator) else self.student
+        student = cast(Any, self.student).reranker if isinstance(self.student, pt.Estimator) else self.student
         if isinstance(student, CrossEncoderReRanker):
             checkpoint = student.checkpoint
         elif isinstance(student, Checkpoint):
@@ -190,17 +264,18 @@ class FineTuning(_StudentEstimator):
     training list is one relevant passage and some that the first stage found but that are not relevant.
 
     Args:
-        student: What to start from; never changed. A backbone's hub id or folder (ELECTRA, or BERT, whose encoder has
-            the same shape; it gets a new head, drawn from the seed), a checkpoint's, an open ``Checkpoint``, or a
-            re-ranker, whose settings the trained one takes over.
+        student: What to start from; it is never changed. The hub id or folder of a backbone (ELECTRA, or BERT, whose
+            encoder has the same shape; it gets a new head, drawn from the seed) or of a checkpoint; or an open
+            ``Checkpoint``; or a re-ranker, whose settings the trained one takes over.
         recipe: ``"rank-distillm"`` (the default: softmax cross-entropy of one relevant passage against 7 of the top
             200, 20,000 steps of 32 lists), or a YAML file of settings.
-        text: Where texts come from that the frames do not have, as those of relevant passages that were not retrieved:
-            a text loader or a dataset. Without it, only relevant passages whose text is in the frame are used.
-        **settings: What is to differ from the recipe; see ``Settings``.
+        text: A source for texts that are not in the frames, such as those of relevant passages that were not
+            retrieved: a text loader or a dataset. Without it, only relevant passages whose text is in the frame are
+            used.
+        **settings: Settings that differ from the recipe; see ``Settings``.
 
     Raises:
-        ValueError: Settings that are unknown, out of range or contradict each other: all at once.
+        ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
 
     Method: Gao et al., Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, ECIR 2021,
     https://arxiv.org/abs/2101.08751, as used by Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -211,11 +286,11 @@ class FineTuning(_StudentEstimator):
 
     def _sourced(
         self,
-        inp: pd.DataFrame | None,
-        qrels: pd.DataFrame | None,
+        inp: Topics | None,
+        qrels: Qrels | None,
         *,
-        run: RunFile | None,
-        text: pt.Transformer | Dataset | None,
+        run: Run | GivenRun | None,
+        text: Texts | None,
         text_field: str,
     ) -> Sourced:
         return labelled_data(type(self).__name__, self.settings, inp, qrels, run=run, text=text, text_field=text_field)
@@ -227,43 +302,46 @@ class Distillation(_StudentEstimator):
     ``(first_stage >> Distillation(stage1.reranker, teacher=rank_zephyr)).fit(topics, None)``; then it re-ranks.
 
     Args:
-        student: What to start from, as for ``FineTuning``; also a ``FineTuning`` that is fitted by then.
-        teacher: A re-ranker (any PyTerrier transformer), which ranks the first stage's top ``depth``; or its run: a
-            frame, a run file, or a published run (``"rankdistillm:rankzephyr"``). None: the ranking that is given to
+        student: What to start from, as for ``FineTuning``, or a ``FineTuning``, which must be fitted first.
+        teacher: A re-ranker (any PyTerrier transformer), which ranks the first stage's top ``depth``; or the run of
+            one: a frame, a run file, or a published run (``"rankdistillm:rankzephyr"``). None: the ranking passed to
             ``fit`` is the teacher's.
-        recipe: ``"rank-distillm"`` (the default: RankNet over 100 passages a query, 3 epochs of steps of 32 lists), or
+        recipe: ``"rank-distillm"`` (the default: RankNet over 100 passages per query, 3 epochs, 32 lists per step), or
             a YAML file of settings.
-        text: Where texts come from that the frames do not have: a text loader or a dataset.
-        **settings: What is to differ from the recipe; see ``Settings``.
+        text: A source for texts that are not in the frames: a text loader or a dataset.
+        **settings: Settings that differ from the recipe; see ``Settings``.
 
     Raises:
-        ValueError: Settings that are unknown, out of range or contradict each other: all at once.
+        ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
 
     schematic: ClassVar[dict[str, str]] = {"label": "Distillation", "help_url": "https://arxiv.org/abs/2405.07920"}
     stage: ClassVar[Stage] = "distill"
+    parts: ClassVar[tuple[str, ...]] = ("student", "teacher", "recipe", "text")
 
     def __init__(
         self,
-        student: Student | _StudentEstimator,
+        student: Student,
         *,
-        teacher: Teacher | None = None,
+        teacher: Ranker | None = None,
         recipe: str | os.PathLike[str] | None = None,
-        text: pt.Transformer | Dataset | None = None,
+        text: Texts | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(student, recipe=recipe, text=text, **settings)
+        if teacher is not None:  # what it is is found out now, and opened when it is used
+            ranker_of(teacher, who=type(self).__name__, argument="teacher")
         self.teacher = teacher
 
     def _sourced(
         self,
-        inp: pd.DataFrame | None,
-        qrels: pd.DataFrame | None,
+        inp: Topics | None,
+        qrels: Qrels | None,
         *,
-        run: RunFile | None,
-        text: pt.Transformer | Dataset | None,
+        run: Run | GivenRun | None,
+        text: Texts | None,
         text_field: str,
     ) -> Sourced:
         return taught_data(

@@ -1,4 +1,4 @@
-"""What ``torchrun`` and ``accelerate launch`` say of the processes that train together."""
+"""What ``torchrun`` and ``accelerate launch`` say about the processes that train together."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def processes() -> int:
-    """How many there are."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process is the one that writes files."""
     return os.environ.get("RANK", "0") == "0"

@@ -1,10 +1,11 @@
-"""The lists that a training consists of: which query comes when, which documents it has, as token ids with targets."""
+"""The lists that a training consists of: the order of the queries, and their documents as token ids with targets."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,14 +13,15 @@ import pyterrier as pt
 import torch
 from numpy.typing import NDArray
 
+from ..errors import TrainingDataError
 from ..runs.rankings import Ranking, Rankings
-from ..runs.text import add_text
+from ..runs.text import texts_by
 from ..scoring.tokenizer import Pair, PairTokenizer, Tokens
 from .losses import Kind
 from .sampling import Draw, Sampling, generator, near_duplicate
 
 _KEPT_TOKENS = 64_000_000
-"""Token ids of documents that are kept, 256 MB: those of a smaller collection are made once, whatever the epochs."""
+"""Number of token ids of documents that are kept (256 MB). A smaller collection is tokenised only once."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class TrainingList:
 
     Args:
         qid: The query's id.
-        pairs: Encoder inputs, one a document.
-        targets: What a loss compares scores with, by kind; each one number a document, shape (documents,).
+        pairs: Encoder inputs, one per document.
+        targets: What a loss compares scores with, by kind; one number per document, shape (documents,).
     """
 
     qid: str
@@ -37,13 +39,25 @@ class TrainingList:
     targets: Mapping[Kind, NDArray[np.float32]]
 
 
+class MissingTextError(KeyError):
+    """Documents that have no text.
+
+    Args:
+        docnos: Which.
+    """
+
+    def __init__(self, docnos: Collection[str]) -> None:
+        super().__init__(f"There is no text of document {min(docnos)!r}.")
+        self.docnos = set(docnos)
+
+
 @dataclass(frozen=True)
 class Texts:
     """Texts by docno.
 
     Args:
-        known: Those that are at hand.
-        loader: Gives all others; None: there are no others.
+        known: Texts that are already loaded.
+        loader: Loads all other texts; None: there are no others.
     """
 
     known: Mapping[str, str] = field(default_factory=dict)
@@ -56,29 +70,27 @@ class Texts:
         """The texts of some documents, fetched together.
 
         Raises:
-            KeyError: There is none for a document.
+            MissingTextError: There is none for a document.
         """
         unknown = [docno for docno in docnos if docno not in self.known]
-        if not unknown:
-            return [self.known[docno] for docno in docnos]
-        if self.loader is None:
-            raise KeyError(f"There is no text of document {unknown[0]!r}. Give a text loader or a dataset as text=.")
-        asked = pd.DataFrame({"qid": "", "docno": unknown})
-        loaded = dict(zip(unknown, add_text(asked, self.loader)["text"], strict=True))
+        loaded = texts_by(self.loader, unknown) if unknown and self.loader is not None else {}
+        missing = {docno for docno in unknown if docno not in loaded}
+        if missing:
+            raise MissingTextError(missing)
         return [loaded[docno] if docno in loaded else self.known[docno] for docno in docnos]
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained on, wherever it lies.
+    """The data to train on, wherever it is stored.
 
     Args:
-        rankings: One a query; a teacher's, or a first stage's whose lower parts are negatives.
-        members: Which of them are used, by their position, shape (queries,).
+        rankings: One per query: a teacher's ranking, or a first stage's whose lower part gives negatives.
+        members: The positions of the rankings that are used, shape (queries,).
         queries: Query texts by qid.
         texts: Document texts.
-        relevance: Labels by qid and docno; empty where only the ranking counts.
-        labelled: Whether the labels are the targets of every loss, and not the ranking.
+        relevance: Labels by qid and docno; empty if only the ranking counts.
+        labelled: Whether the targets of every loss are the labels rather than the ranking.
     """
 
     rankings: Rankings
@@ -90,10 +102,10 @@ class TrainingData:
 
 
 class Lists(torch.utils.data.Dataset[TrainingList]):
-    """All lists of a training, from the first step's to the last's.
+    """All lists of a training, from those of the first step to those of the last.
 
-    List ``i`` follows from the data, the seed and ``i`` alone, so that a training can go on anywhere, in any number of
-    processes.
+    List ``i`` depends on the data, the seed and ``i`` only, so a training can be resumed at any step, with any number
+    of processes.
 
     Args:
         data: Queries and rankings.
@@ -103,6 +115,9 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         seed: Of the order and the sampling.
         drop_near_duplicates: Whether negatives that nearly repeat a relevant passage are exchanged.
         kept_tokens: Token ids of documents that are kept in memory.
+        on_unusable: What to do with a query that has a document without a text: an error, or draw the next query's
+            list in its place.
+        who: The estimator, for messages.
     """
 
     def __init__(
@@ -115,6 +130,8 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         seed: int,
         drop_near_duplicates: bool = True,
         kept_tokens: int = _KEPT_TOKENS,
+        on_unusable: Literal["error", "skip"] = "error",
+        who: str = "Lists",
     ) -> None:
         self.data = data
         self.tokenizer = tokenizer
@@ -122,6 +139,10 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         self.total = total
         self.seed = seed
         self.drop_near_duplicates = drop_near_duplicates and data.labelled
+        self.on_unusable = on_unusable
+        self.who = who
+        self.without_text: dict[str, str] = {}
+        """A document without a text, by qid: of the queries that were left out so far."""
         qids = np.array(data.rankings.qids[:])
         self._members = data.members[np.argsort(qids[data.members], kind="stable")]  # whatever the run's order
         self._order: tuple[int, NDArray[np.int64]] | None = None
@@ -135,14 +156,40 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[TrainingList]:
-        """Several lists at once: their texts are fetched, and tokenised, together."""
+        """Several lists at once; their texts are fetched and tokenised together."""
         drawn = [self._draw(index) for index in indices]
-        tokens = self._documents.of({docno for draw, _ in drawn for docno in draw.docnos})
-        return [self._list(draw, ranking, tokens) for draw, ranking in drawn]
+        try:
+            tokens = self._documents.of({docno for draw, _ in drawn for docno in draw.docnos})
+            return [self._list(draw, ranking, tokens) for draw, ranking in drawn]
+        except MissingTextError as missing:
+            for draw, ranking in drawn:
+                self._leave_out(ranking.qid, missing.docnos.intersection((*draw.docnos, *draw.spares)))
+        return self.__getitems__(indices)  # with other queries in their places
+
+    def _leave_out(self, qid: str, missing: Collection[str]) -> None:
+        if not missing:
+            return
+        docno = min(missing)
+        if self.on_unusable == "error":
+            raise TrainingDataError(
+                f"{self.who}: there is no text of docno {docno!r}, which is in the list of qid {qid!r}. Give its text, "
+                f"or leave such queries out with on_unusable='skip'."
+            )
+        self.without_text[qid] = docno
+        if len(self.without_text) == len(self._members):
+            raise TrainingDataError(
+                f"{self.who}: every query has a document without a text, such as docno {docno!r} (qid {qid!r}). No "
+                f"query is left."
+            )
 
     def _draw(self, index: int) -> tuple[Draw, Ranking]:
+        """The list of an index; of a query that is left out, the next one's of that epoch."""
         epoch, place = divmod(index, len(self._members))
-        ranking = self.data.rankings[int(self._ordered(epoch)[place])]
+        order = self._ordered(epoch)
+        ranking = self.data.rankings[int(order[place])]
+        while ranking.qid in self.without_text:
+            place = (place + 1) % len(order)
+            ranking = self.data.rankings[int(order[place])]
         draw = self.sampling.draw(
             ranking.docnos,
             self.data.relevance.get(ranking.qid, {}) if self.data.labelled else {},
@@ -152,7 +199,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         return draw, ranking
 
     def _any_docno(self, rng: np.random.Generator) -> str:
-        """A document of any ranking, those of more rankings more often."""
+        """A document of any ranking; documents that occur in more rankings are drawn more often."""
         rankings = self.data.rankings
         return rankings.docnos[int(rng.integers(rankings.rows))]
 
@@ -177,7 +224,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
     def _without_near_duplicates(
         self, draw: Draw, relevance: Mapping[str, int], tokens: Mapping[str, Tokens]
     ) -> tuple[list[str], Mapping[str, Tokens]]:
-        """Exchanges unjudged documents that nearly repeat a relevant one of the list: they are relevant too."""
+        """Replaces unjudged near-duplicates of a relevant document of the list, since they are relevant too."""
         relevant = [tokens[docno].ids for docno in draw.docnos if relevance.get(docno, 0) > 0]
         known = dict(tokens)
 
@@ -206,7 +253,8 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
             return {"relevance": labels, "order": labels, "values": labels}
         row_of = {docno: row for row, docno in enumerate(ranking.docnos)}
         rows = np.array([row_of[docno] for docno in docnos])
-        targets: dict[Kind, NDArray[np.float32]] = {"order": -rows.astype(np.float32)}
+        places = rows if ranking.scores is None else _ranks_of(ranking.scores)[rows]
+        targets: dict[Kind, NDArray[np.float32]] = {"order": -places.astype(np.float32)}
         if self.data.relevance:
             targets["relevance"] = labels
         if ranking.scores is not None:
@@ -219,8 +267,13 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         return self._queries[qid]
 
 
+def _ranks_of(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The place of each document of a ranking, from 0. Equal scores share one: the teacher did not tell them apart."""
+    return np.append(0, np.cumsum(np.diff(scores) != 0))
+
+
 class _DocumentTokens:
-    """Token ids of documents; those used last are kept."""
+    """Token ids of documents; the most recently used are kept."""
 
     def __init__(self, tokenizer: PairTokenizer, texts: Texts, kept_tokens: int) -> None:
         self.tokenizer = tokenizer

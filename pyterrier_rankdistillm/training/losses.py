@@ -3,14 +3,14 @@
 Every loss has the signature ``loss(scores, targets, mask, *, options)`` and is computed in float32:
 
 - ``scores``: the student's logits, shape (queries, depth), any float dtype;
-- ``targets``: what they are compared with, same shape, higher is more relevant, finite where ``mask`` is True. Labels,
-  a teacher's scores, or its negated ranks: ``Kind`` says which a loss needs;
-- ``mask``: bool, same shape, True for documents, False for padding. What is under the padding has no influence.
+- ``targets``: what they are compared with, same shape, higher is more relevant, finite where ``mask`` is True. They are
+  labels, a teacher's scores, or its negated ranks: ``Kind`` says which a loss needs;
+- ``mask``: bool, same shape, True for documents, False for padding. Values under the padding have no influence.
 
-It returns one loss a list, shape (queries,), at least 0 and lower for better scores. A list from which nothing can be
+It returns one loss per list, shape (queries,), at least 0 and lower for better scores. A list from which nothing can be
 learned (no pair, no relevant document, a single document) gives 0 with a gradient of 0. The caller takes the mean over
-the lists, so that a list weighs the same however many documents it has. The order of the documents has no influence;
-ranks count from 1, and documents with equal targets ("ties") share the average of their ranks. In the formulas s and t
+the lists, so that each list has the same weight, whatever its length. The order of the documents has no influence.
+Ranks count from 1, and documents with equal targets ("ties") share the average of their ranks. In the formulas s and t
 are scores and targets, i and j documents of a list, and log is the natural logarithm.
 """
 
@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import is_whole
+from ..errors import InputError
 
 Kind = Literal["relevance", "order", "values"]
-"""What the targets of a loss must be: relevance labels (relevant where positive), anything of which the order alone
+"""What the targets of a loss must be: relevance labels (relevant where positive), values of which only the order
 counts, or scores of which the differences count. Labels are targets of every kind; a teacher's ranks give the order."""
 
 Discount = Literal["log2", "reciprocal", "none"]
@@ -48,8 +49,8 @@ def lce(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Localised contrastive estimation (Gao et al., 2021), the InfoNCE of a list (van den Oord et al., 2018).
 
     The mean over the relevant documents i (t_i > 0) of ``-log(exp s_i / (exp s_i + sum over non-relevant j of
-    exp s_j))``. Relevant documents do not compete with each other; among them, and among the others, targets do not
-    count. 0 without a relevant or without a non-relevant document.
+    exp s_j))``. Relevant documents do not compete with each other; targets count only as positive or not. 0 without a
+    relevant or without a non-relevant document.
 
     Raises:
         ValueError: Shapes differ.
@@ -65,7 +66,7 @@ def lce(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 def ranknet(scores: Tensor, targets: Tensor, mask: Tensor, *, teacher_temperature: float | None = None) -> Tensor:
     """RankNet (Burges et al., 2005).
 
-    The mean over the ordered pairs (t_i > t_j) of ``softplus(-(s_i - s_j))``. Ties are no pairs; 0 without a pair.
+    The mean over the ordered pairs (t_i > t_j) of ``softplus(-(s_i - s_j))``. Ties are not pairs; 0 without a pair.
 
     Args:
         scores: See the module.
@@ -73,7 +74,7 @@ def ranknet(scores: Tensor, targets: Tensor, mask: Tensor, *, teacher_temperatur
         mask: See the module.
         teacher_temperature: T, above 0: the targets become probabilities ``p = sigmoid((t_i - t_j) / T)``, and the
             loss the mean over all pairs of their cross-entropy with ``sigmoid(s_i - s_j)``. Ties then have p = 1/2,
-            which draws their scores together. Default: None, hard pairs.
+            which pulls their scores together. Default: None, hard pairs.
 
     Raises:
         ValueError: Shapes differ, or the temperature is not above 0.
@@ -97,7 +98,7 @@ def adr_mse(
 
     The mean over documents of ``d(r_i) (r_i - a_i)^2``, with r the ranks by target and a the approximate ranks by score
     (Qin et al., 2010), ``a_i = 1 + sum over j != i of sigmoid((s_j - s_i) / T)``. Ties share their average rank, which
-    draws their scores together.
+    pulls their scores together.
 
     Args:
         scores: See the module.
@@ -128,7 +129,7 @@ def margin_mse(
 ) -> Tensor:
     """Margin mean squared error (Hofstätter et al., 2020).
 
-    The mean over the ordered pairs (t_i > t_j) of ``(s_i - s_j - m)^2``. Ties are no pairs; 0 without a pair.
+    The mean over the ordered pairs (t_i > t_j) of ``(s_i - s_j - m)^2``. Ties are not pairs; 0 without a pair.
 
     Args:
         scores: See the module.
@@ -159,7 +160,7 @@ def kl_divergence(
     """Kullback-Leibler divergence of the student's distribution from the teacher's (Hinton et al., 2015).
 
     ``sum over i of p_i (log p_i - log q_i)`` with ``p = softmax(t / T)`` and ``q = softmax(s / S)`` over the documents
-    of a list. Ties have equal probabilities, which draws their scores together.
+    of a list. Ties have equal probabilities, which pulls their scores together.
 
     Args:
         scores: See the module.
@@ -186,7 +187,7 @@ def list_net(scores: Tensor, targets: Tensor, mask: Tensor, *, teacher_temperatu
 
     ``-sum over i of p_i log q_i`` with ``p = softmax(t / T)`` and ``q = softmax(s)`` over the documents of a list: the
     Kullback-Leibler divergence plus the entropy of p, with the same gradients. Ties have equal probabilities, which
-    draws their scores together.
+    pulls their scores together.
 
     Args:
         scores: See the module.
@@ -208,16 +209,16 @@ def list_net(scores: Tensor, targets: Tensor, mask: Tensor, *, teacher_temperatu
 def list_mle(scores: Tensor, targets: Tensor, mask: Tensor, *, position_aware: bool = False) -> Tensor:
     """ListMLE (Xia et al., 2008), and its position-aware form (Lan et al., 2014).
 
-    The mean over documents of ``log(sum over j with t_j <= t_i of exp s_j) - s_i``: drawing document after document in
-    the order of the targets, how unlikely the scores make each draw. (The papers take the sum.) Each tie is drawn from
-    among all its ties, which draws their scores together.
+    The mean over documents of ``log(sum over j with t_j <= t_i of exp s_j) - s_i``: the negative log-likelihood of
+    drawing the documents one by one in the order of the targets. (The papers take the sum.) Each of several ties is
+    drawn from all of them, which pulls their scores together.
 
     Args:
         scores: See the module.
         targets: Of kind "order".
         mask: See the module.
-        position_aware: Weigh the documents by ``2^(n - r) - 1``, with n documents and r the rank by target: each
-            position about half the one before.
+        position_aware: Weight the documents by ``2^(n - r) - 1``, with n documents and r the rank by target: each
+            position has about half the weight of the one before.
 
     Raises:
         ValueError: Shapes differ, or ``position_aware`` is not a bool.
@@ -242,19 +243,19 @@ def lambdarank(
     """LambdaRank for nDCG (Burges et al., 2006; as a loss: Wang et al., 2018).
 
     The sum over the pairs with g_i > g_j of ``|change of nDCG@k if i and j swapped places| softplus(-(s_i - s_j))``.
-    Places are those by the current scores (of equal scores, the document with the lower target comes first); through
-    them no gradient flows. Ties are no pairs; 0 without a pair.
+    Places are those by the current scores (for equal scores, the document with the lower target comes first); no
+    gradient flows through them. Ties are not pairs; 0 without a pair.
 
     Args:
         scores: See the module.
         targets: Of kind "relevance"; of kind "order" with ``gain="rank"``.
         mask: See the module.
         k: nDCG's cut-off, at least 1; default: None, the whole list.
-        gain: g: "exponential" (``2^t - 1``) or "linear" (t) of labels, those below 0 counting as 0; or "rank"
-            (``1 / r``, with r the rank by target) where there are no labels but a teacher's order.
+        gain: g: "exponential" (``2^t - 1``) or "linear" (t) of labels, with labels below 0 counting as 0; or "rank"
+            (``1 / r``, with r the rank by target) for a teacher's order instead of labels.
 
     Raises:
-        ValueError: Shapes differ, k is no whole number above 0, or there is no such gain.
+        ValueError: Shapes differ, k is not a whole number above 0, or there is no such gain.
 
     https://papers.nips.cc/paper/2971, https://doi.org/10.1145/3269206.3271784
     """
@@ -313,7 +314,7 @@ def approx_mrr(
         targets: Of kind "order"; of kind "relevance" with ``relevant="positive"``.
         mask: See the module.
         temperature: T, above 0: the lower, the closer approximate ranks are to ranks, and the smaller the gradients.
-        relevant: "best": the document with the highest target, with all its ties; "positive": those with t_i > 0.
+        relevant: "best": the documents with the highest target; "positive": those with t_i > 0.
 
     Raises:
         ValueError: Shapes differ, the temperature is not above 0, or ``relevant`` is something else.
@@ -334,8 +335,8 @@ def approx_mrr(
 def pearson(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """One minus Pearson's correlation of scores and targets over the documents of a list: between 0 and 2.
 
-    Targets of kind "values". Ties are targets like others; where all targets are equal there is no correlation, and
-    the loss is 0. Where all scores are equal the correlation counts as 0, and the gradient leads towards the targets.
+    Targets of kind "values". Ties are not treated specially. If all targets are equal there is no correlation, and the
+    loss is 0. If all scores are equal the correlation counts as 0, and the gradient points towards the targets.
 
     Raises:
         ValueError: Shapes differ.
@@ -351,12 +352,12 @@ def pearson(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Variant:
-    """Options with which a loss needs other targets.
+    """Options with which a loss needs another kind of targets.
 
     Args:
-        needs: The kind of its targets then.
+        needs: The kind of targets that it then needs.
         option: The options, in words.
-        holds: Whether options are such.
+        holds: Whether given options are these.
     """
 
     needs: Kind
@@ -369,9 +370,9 @@ class Loss:
     """A loss that can be chosen by name.
 
     Args:
-        function: One of this module's.
-        needs: The kind of its targets.
-        variant: Options with which it is another one.
+        function: A loss of this module.
+        needs: The kind of targets that it needs.
+        variant: Options with which it needs another kind.
     """
 
     function: Callable[..., Tensor]
@@ -411,11 +412,11 @@ LOSSES: dict[str, Loss] = {
 
 @dataclass(frozen=True)
 class Term:
-    """One of the losses that are added up.
+    """One summand of a weighted sum of losses.
 
     Args:
         name: Its name in ``LOSSES``.
-        weight: What it is multiplied by, above 0.
+        weight: The factor that it is multiplied by, above 0.
         options: All its options, as (name, value), defaults included.
     """
 
@@ -430,7 +431,7 @@ class Term:
         return loss.variant.needs if loss.variant and loss.variant.holds(dict(self.options)) else loss.needs
 
     def __str__(self) -> str:
-        """Weight, name and options, but for those that are defaults."""
+        """Weight, name and options, without defaults."""
         weight = "" if self.weight == 1 else f"{self.weight:g}·"
         defaults = LOSSES[self.name].options
         changed = ", ".join(f"{name}={value}" for name, value in self.options if value != defaults[name])
@@ -449,14 +450,14 @@ class Losses:
 
     @classmethod
     def of(cls, spec: Spec) -> Losses:
-        """The losses that a user names.
+        """The losses that a user specifies.
 
         Args:
-            spec: A name of ``LOSSES``; or a mapping with ``name``, the loss's options, and ``weight`` (above 0,
-                default: 1); or a sequence of those, which are added up; or ``Losses``, which are given back.
+            spec: A name in ``LOSSES``; or a mapping with ``name``, the loss's options, and ``weight`` (above 0,
+                default: 1); or a sequence of those, which are added up; or ``Losses``, which are returned as they are.
 
         Raises:
-            ValueError: Names, options or values are not such; the message names all that are wrong.
+            ValueError: Names, options or values are invalid. The message lists all of them.
         """
         if isinstance(spec, Losses):
             return spec
@@ -464,14 +465,14 @@ class Losses:
         read = [_read_term(part) for part in parts]
         problems = [problem for _, found in read for problem in found]
         if not read:
-            problems = [f"Losses: loss must be at least one of {', '.join(LOSSES)}, got {spec!r}."]
+            problems = [f"loss must be at least one of {', '.join(LOSSES)}, got {spec!r}."]
         if problems:
-            raise ValueError(" ".join(problems))
+            raise InputError("Losses", " ".join(problems))
         return cls(tuple(term for term, _ in read if term is not None))
 
     @property
     def spec(self) -> list[dict[str, Any]]:
-        """What ``of`` reads, with every option and weight: JSON values."""
+        """The argument for ``of`` that gives these losses, with every option and weight, as JSON values."""
         return [{"name": term.name, "weight": term.weight, **dict(term.options)} for term in self.terms]
 
     @property
@@ -480,7 +481,7 @@ class Losses:
         return frozenset(term.needs for term in self.terms)
 
     def check(self, kinds: Collection[Kind]) -> None:
-        """Raises a ValueError, which says what to do, where a loss needs targets of none of these kinds."""
+        """Raises an InputError, which says what to do, where a loss needs targets of none of these kinds."""
         had = " and ".join(_MEANING[kind] for kind in get_args(Kind) if kind in kinds) or "none"
         problems = []
         for term in self.terms:
@@ -492,23 +493,23 @@ class Losses:
                 remedy = f"Give it {variant.option}, or choose another loss."
             elif LOSSES[term.name].needs in kinds:
                 remedy = f"Leave out {variant.option if variant else ''}, or choose another loss."
-            problems.append(f"Losses: targets of {term} must be {_MEANING[term.needs]}, got {had}. {remedy}")
+            problems.append(f"targets of {term} must be {_MEANING[term.needs]}, got {had}. {remedy}")
         if problems:
-            raise ValueError(" ".join(problems))
+            raise InputError("Losses", " ".join(problems))
 
     def __call__(self, scores: Tensor, targets: Mapping[Kind, Tensor], mask: Tensor) -> Tensor:
         """The weighted sum of the losses.
 
         Args:
             scores: Logits, shape (queries, depth).
-            targets: By kind, each of shape (queries, depth); those that no loss needs are not looked at.
+            targets: By kind, each of shape (queries, depth); those that no loss needs are ignored.
             mask: Bool, shape (queries, depth), True for documents.
 
         Returns:
-            One loss a list, float32, shape (queries,).
+            One loss per list, float32, shape (queries,).
 
         Raises:
-            ValueError: Targets of a kind that is needed are not there, or shapes differ.
+            ValueError: Targets of a needed kind are missing, or shapes differ.
         """
         self.check(targets.keys())
         losses = [
@@ -526,23 +527,23 @@ _MEANING: dict[Kind, str] = {"relevance": "relevance labels", "order": "an order
 
 
 def _read_term(spec: object) -> tuple[Term | None, list[str]]:
-    """A loss that a user names, or what is wrong with it."""
+    """A loss that a user specifies, or what is wrong with it."""
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
-        return None, [f"Losses: loss must be a name, a mapping with a name, or several of them, got {spec!r}."]
+        return None, [f"loss must be a name, a mapping with a name, or several of them, got {spec!r}."]
     options = {**spec}
     name, weight = options.pop("name", None), options.pop("weight", 1.0)
     if not isinstance(name, str) or name not in LOSSES:
-        return None, [f"Losses: name must be one of {', '.join(LOSSES)}, got {name!r}."]
+        return None, [f"name of a loss must be one of {', '.join(LOSSES)}, got {name!r}."]
     problems = []
     if not _is_positive(weight):
-        problems.append(f"Losses: weight of {name} must be a number above 0, got {weight!r}. Leave out what counts 0.")
+        problems.append(f"weight of {name} must be a number above 0, got {weight!r}. Leave out what counts 0.")
     loss = LOSSES[name]
     unknown = [option for option in options if option not in loss.options]
     if unknown:
         known = " or ".join(["weight", *loss.options])
-        problems.append(f"Losses: option of {name} must be {known}, got {', '.join(map(repr, unknown))}.")
+        problems.append(f"option of {name} must be {known}, got {', '.join(map(repr, unknown))}.")
     known_options = {option: options.get(option, default) for option, default in loss.options.items()}
     try:  # the loss knows the rules of its options
         loss.function(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), **known_options)
@@ -605,7 +606,7 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor, mask: Tensor, lower_first: Tensor | None = None) -> Tensor:
-    """Ranks from 1, the highest value first; ties share the average of theirs, unless ``lower_first`` parts them."""
+    """Ranks from 1, the highest value first; ties share the average of theirs, unless ``lower_first`` orders them."""
     ahead, tied = _differences(values) < 0, _differences(values) == 0  # (queries, i, j): j is ahead of i
     if lower_first is not None:
         ahead = ahead | (tied & (_differences(lower_first) > 0))
@@ -615,7 +616,7 @@ def _ranks(values: Tensor, mask: Tensor, lower_first: Tensor | None = None) -> T
 
 
 def _approximate_ranks(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """One plus how many others are ahead, each counted by how far it is ahead, between 0 and 1."""
+    """One plus the number of others ahead, where each counts between 0 and 1, by how far it is ahead."""
     ahead = torch.sigmoid(-_differences(scores) / temperature)  # (queries, i, j): j is ahead of i
     return 1 + (ahead * _pairs(mask)).sum(dim=-1)
 

@@ -19,14 +19,14 @@ class Training:
 
     Args:
         stage: ``"finetune"`` or ``"distill"``.
-        losses: The loss or losses, readable.
+        losses: The loss or losses, in readable form.
         settings: All settings.
-        queries: How many queries were trained on.
-        left_out: How many were not, by reason.
-        log: Columns ``step``, ``loss`` (mean a list since the row before), ``learning_rate`` and, with a validation,
+        queries: The number of queries that were trained on.
+        left_out: The number of queries that were left out, by reason.
+        log: Columns ``step``, ``loss`` (mean per list since the row before), ``learning_rate`` and, with a validation,
             the measure; NaN where a step has none.
         best_step: The step whose weights were kept; None without a validation.
-        steps: Optimiser steps that were made.
+        steps: The number of optimiser steps made.
         seconds: Wall-clock time of this process, from the first step to the last.
     """
 
@@ -46,7 +46,7 @@ class Training:
         measure = self.settings.measure
         lines: list[tuple[str, Any]] = [("loss", self.losses), ("queries", self.queries)]
         lines += [(f"left out: {reason}", number) for reason, number in self.left_out.items()]
-        lines += [("steps", self.steps), ("lists a step", self.settings.batch_size)]
+        lines += [("steps", self.steps), ("lists per step", self.settings.batch_size)]
         loss = self.log["loss"].dropna()
         if len(loss):
             lines += [("first loss", f"{loss.iloc[0]:.4f}"), ("last loss", f"{loss.iloc[-1]:.4f}")]
@@ -62,7 +62,7 @@ class Training:
         return pd.DataFrame(lines, columns=["what", "value"])
 
     def plot(self) -> Any:
-        """Loss, and with a validation the measure, against steps.
+        """Plots the loss and, with a validation, the measure against steps.
 
         Returns:
             A matplotlib figure.

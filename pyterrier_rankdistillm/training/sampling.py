@@ -1,4 +1,4 @@
-"""Which documents of a ranking a training list holds: seeded, without texts and without torch."""
+"""Draws the documents of a training list from a ranking: seeded, without texts and without torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ..checks import is_whole
+from ..errors import InputError
 
 Strategy = Literal["single_relevant", "top", "random", "log_random", "top_and_random"]
 
-_TRIES = 20  # for a document that another query's ranking has and this one's has not
+_TRIES = 20  # to draw a document of another query's ranking that is not in this one
 _SHINGLE = 3
 _SIMILAR = 0.8
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A training list before texts are known.
+    """A training list before its texts are loaded.
 
     Args:
-        docnos: Its documents; the relevant one first where there is a single one, else in the ranking's order.
-        spares: Documents that are not known to be relevant and may take another's place, the next one first.
+        docnos: Its documents. With ``"single_relevant"`` the relevant one is first; otherwise in the ranking's order.
+        spares: Documents that are not known to be relevant and can replace one of the list, in the order of use.
     """
 
     docnos: list[str]
@@ -38,26 +39,27 @@ class Draw:
 class Sampling:
     """How the documents of a training list are drawn from a ranking, without replacement.
 
-    Documents with a label above 0 are relevant. No other document is known to be, judged or not; where there are no
-    labels, as in distillation, that is all documents.
+    Documents with a label above 0 are relevant. All other documents, judged or not, are not known to be relevant.
+    Without labels, as in distillation, that is every document.
 
     Args:
-        strategy: ``"single_relevant"``: one of the relevant documents, drawn evenly, and others, drawn evenly. The rest
-            does not part the two: ``"top"``: the first ones. ``"random"``: drawn evenly. ``"log_random"``: drawn with
-            weight ``1 / log2(rank + 2)``, so that the first document is 6.7 times as likely as the 100th.
-            ``"top_and_random"``: half of them (rounded up) the first ones, half drawn evenly from those below.
-        sample_size: Documents of a list, at least 2; where a ranking has fewer, the list is shorter. None: all (with
-            ``"single_relevant"``: one relevant and all others), for strategies that need not draw.
-        depth: Documents of a ranking that are looked at; None: all.
+        strategy: How documents are chosen. ``"single_relevant"``: one of the relevant documents and some of the others,
+            both drawn uniformly. The other strategies do not distinguish relevant documents from others. ``"top"``: the
+            first ones. ``"random"``: drawn uniformly. ``"log_random"``: drawn with weight ``1 / log2(rank + 2)``, so
+            that the first document is 6.7 times as likely as the 100th. ``"top_and_random"``: half of them (rounded up)
+            are the first ones, and half are drawn uniformly from those below.
+        sample_size: Number of documents per list, at least 2. If a ranking has fewer, the list is shorter. None: all
+            (with ``"single_relevant"``: one relevant and all others); only for ``"single_relevant"`` and ``"top"``.
+        depth: Number of documents per ranking that are used; None: all.
         negative_ranks: Ranks (from 0, end not included) that documents not known to be relevant come from; None: all.
-            The top of a ranking holds documents that are relevant without being judged.
+            The top of a ranking often contains documents that are relevant but not judged.
         random_negatives: Probability, 0 to 1, with which each of the others of a ``"single_relevant"`` list is drawn
             from other queries' rankings instead.
-        add_relevant: Whether relevant documents that are not in the ranking, as far as it is looked at, count as if
-            they stood at its end, ordered by docno.
+        add_relevant: Whether relevant documents that are not in the ranking (down to ``depth``) are appended to it,
+            ordered by docno.
 
     Raises:
-        ValueError: Settings are out of range or contradict each other; the message names all that do.
+        ValueError: Settings are out of range or contradict each other. The message names all of them.
     """
 
     strategy: Strategy = "top"
@@ -70,14 +72,16 @@ class Sampling:
     def __post_init__(self) -> None:
         problems = self._out_of_range() or self._contradictions()
         if problems:
-            raise ValueError(" ".join(f"Sampling: {problem}" for problem in problems))
+            raise InputError("Sampling", " ".join(problems))
 
     def unusable(self, docnos: Sequence[str], relevance: Mapping[str, int]) -> str | None:
-        """Why there is no list of at least two documents to draw, as what is said of queries ("have no ..."), or None.
+        """Why no list of at least two documents can be drawn, or None if one can.
+
+        The reason completes the sentence "queries that ...", such as "have no relevant document".
 
         Args:
-            docnos: The ranking, best first, no document twice.
-            relevance: Labels of the query by docno, retrieved or not; empty where only the ranking counts.
+            docnos: The ranking, best first, without duplicates.
+            relevance: Labels of the query by docno, retrieved or not; empty if only the ranking counts.
         """
         return self._reason(self._pool(docnos, relevance), relevance)
 
@@ -88,14 +92,14 @@ class Sampling:
         rng: np.random.Generator,
         others: Callable[[np.random.Generator], str] | None = None,
     ) -> Draw:
-        """Draws a list. It follows from the arguments alone: the same generator state gives the same list.
+        """Draws a list. The result depends on the arguments only: the same generator state gives the same list.
 
         Args:
-            docnos: The ranking, best first, no document twice.
-            relevance: Labels of the query by docno, retrieved or not; empty where only the ranking counts.
+            docnos: The ranking, best first, without duplicates.
+            relevance: Labels of the query by docno, retrieved or not; empty if only the ranking counts.
             rng: See ``generator``.
-            others: Gives a document of another query's ranking; needed for ``random_negatives``. What is relevant or in
-                this ranking is drawn again; if nothing else comes, the ranking's own documents are taken.
+            others: Returns a document of another query's ranking; needed for ``random_negatives``. Documents that are
+                relevant or in this ranking are drawn again. If no other is found, the ranking's own documents are used.
 
         Raises:
             ValueError: The ranking is ``unusable``, or ``others`` is missing.
@@ -232,9 +236,9 @@ class _Candidate(NamedTuple):
     """A document that can be drawn.
 
     Args:
-        rank: From 0; relevant documents that were not retrieved count on from the last one that was.
+        rank: From 0; the ranks of relevant documents that were not retrieved follow that of the last retrieved one.
         docno: Its id.
-        relevant: Whether it is known to be.
+        relevant: Whether it is known to be relevant.
     """
 
     rank: int
@@ -243,20 +247,20 @@ class _Candidate(NamedTuple):
 
 
 def generator(seed: int, epoch: int, qid: str) -> np.random.Generator:
-    """Random numbers that depend on these three alone: not on the order of queries, processes or numpy's version."""
+    """A generator that depends on these three only, not on the order of queries, the processes or numpy's version."""
     digest = hashlib.blake2b(f"{seed}\0{epoch}\0{qid}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def near_duplicate(one: str | Sequence[int], other: str | Sequence[int]) -> bool:
-    """Whether two passages say the same in (nearly) the same words.
+    """Whether two passages are equal or nearly equal.
 
-    They do if they are equal, or if of all runs of three words that either has, both have at least 80 % (the Jaccard
-    similarity of Broder, 1997). Shorter passages must be equal.
+    They are nearly equal if at least 80 % of the sequences of three words that occur in either occur in both (Jaccard
+    similarity; Broder, 1997). Shorter passages must be equal.
 
     Args:
-        one: A text, of which case, punctuation and Unicode's ways to write the same letter do not count; or token ids.
-        other: The same of the other one.
+        one: A text, compared without case, punctuation and differences in Unicode encoding; or token ids.
+        other: The other text, or its token ids.
     """
     first, second = _words(one), _words(other)
     if first == second:
@@ -279,13 +283,13 @@ def _shingles(words: list[object]) -> set[tuple[object, ...]]:
 
 
 def _uniform(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Numbers above 0 and below 1. From raw bits, of which numpy promises that they stay the same between versions."""
+    """Numbers above 0 and below 1, from raw bits, which numpy promises to keep the same between versions."""
     bits = np.array(rng.bit_generator.random_raw(count), dtype=np.uint64)
     uniform: np.ndarray[Any, np.dtype[np.float64]] = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return uniform
 
 
 def _shuffled(items: list[Any], rng: np.random.Generator, weights: Sequence[float] | None = None) -> list[Any]:
-    """Items in the order of drawing without replacement, by weight (Efraimidis and Spirakis, 2006)."""
+    """Items in the order in which they are drawn without replacement, by weight (Efraimidis and Spirakis, 2006)."""
     arrivals = -np.log(_uniform(rng, len(items))) / (1.0 if weights is None else np.array(weights))
     return [items[place] for place in np.argsort(arrivals, kind="stable")]

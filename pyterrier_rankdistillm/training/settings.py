@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..checks import is_whole, whole
+from ..errors import InputError
 from ..extras import require
 from ..scoring.scorer import DType
 from .losses import Losses
@@ -25,54 +27,58 @@ Device = Literal["cuda", "cpu", "mps"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of a training. The defaults are the paper's but for ``steps``, ``epochs`` and what stages differ in.
+    """All settings of a training.
+
+    Most defaults are the paper's. The exceptions are ``steps`` and ``epochs``, of which one must be given, and the
+    settings in which the two stages differ; ``Settings.of`` takes these from a recipe.
 
     Args:
         loss: Name of a loss, or a mapping with ``name``, options and ``weight``, or several of them; see
             ``training.losses``.
-        depth: Documents of a ranking that are looked at; None: all.
-        sample_size: Documents of a training list; None: all that are looked at.
-        sampling: Which of them: ``"single_relevant"`` (one relevant, the rest not), ``"top"``, ``"random"``,
+        depth: Number of documents per ranking that are used; None: all.
+        sample_size: Number of documents per training list; None: all within ``depth``.
+        sampling: How these are chosen: ``"single_relevant"`` (one relevant, the rest not), ``"top"``, ``"random"``,
             ``"log_random"`` (higher ranks more often), ``"top_and_random"``.
         negative_ranks: Ranks (from 0, end not included) that non-relevant documents are drawn from; None: all.
         random_negatives: Share of the non-relevant documents that come from other queries' rankings, 0 to 1.
         add_relevant: Whether relevant documents that the first stage did not retrieve are drawn too.
-        drop_near_duplicates: Whether unjudged passages that nearly repeat a relevant one are kept out of its list.
-        steps: Optimiser steps; None: as ``epochs`` says.
-        epochs: Passes over the queries; None: as ``steps`` says.
-        batch_size: Lists of an optimiser step, over all processes and accumulated parts.
-        accumulation: Parts that an optimiser step is split into. Rarely needed: parts that fit in memory are made by
-            ``memory_tokens`` anyway.
-        learning_rate: Of AdamW, after the warm-up.
-        schedule: The learning rate after the warm-up: ``"constant"``, or falling to 0 at the last step ``"linear"``-ly
+        drop_near_duplicates: Whether unjudged near-duplicates of a relevant passage are kept out of its list.
+        steps: Number of optimiser steps; None: set by ``epochs``.
+        epochs: Number of passes over the queries; None: set by ``steps``.
+        batch_size: Number of lists per optimiser step, over all processes and accumulated parts.
+        accumulation: Number of parts that an optimiser step is split into. Rarely needed, since ``memory_tokens``
+            already splits steps into parts that fit in memory.
+        learning_rate: Learning rate of AdamW after the warm-up.
+        schedule: The learning rate after the warm-up: ``"constant"``, or falling to 0 at the last step, ``"linear"``-ly
             or as a ``"cosine"``.
-        warmup_steps: Steps in which the learning rate rises from 0.
-        weight_decay: Of AdamW, on every parameter (biases and LayerNorm too).
-        max_grad_norm: Gradients are scaled down to this norm; None: never.
-        dropout: Probability in all layers; None: the checkpoint's.
-        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that has it, else
-            float32.
-        gradient_checkpointing: Compute layers again for the gradient, rather than keep them: a third slower, a
+        warmup_steps: Number of steps in which the learning rate rises from 0.
+        weight_decay: Weight decay of AdamW, on every parameter (biases and LayerNorm too).
+        max_grad_norm: Norm that larger gradients are scaled down to; None: they are not.
+        dropout: Dropout probability in all layers; None: the checkpoint's.
+        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that supports it,
+            else float32.
+        gradient_checkpointing: Compute layers again for the gradient rather than keep them: a third slower, with a
             fraction of the memory.
-        memory_tokens: Tokens (padding included) whose activations are held at once. Lists are passed back in groups
-            of that size; a list that is larger by itself is encoded twice, with cached gradients (Gao et al., 2021,
-            https://arxiv.org/abs/2101.06983). Gradients do not depend on it.
-        batch_tokens: Tokens that go through the encoder together; None: 512 on the CPU, ``memory_tokens`` elsewhere.
-        query_length: Tokens read of a query; None: the checkpoint's.
-        doc_length: Tokens read of a text; None: the checkpoint's.
+        memory_tokens: Number of tokens (padding included) whose activations are held at once. The backward pass is done
+            in groups of lists of that size; a single larger list is encoded twice, with cached gradients (Gao et al.,
+            2021, https://arxiv.org/abs/2101.06983). Gradients do not depend on it.
+        batch_tokens: Number of tokens that the encoder reads at once; None: 512 on the CPU, ``memory_tokens``
+            elsewhere.
+        query_length: Number of tokens read of a query; None: the checkpoint's.
+        doc_length: Number of tokens read of a text; None: the checkpoint's.
         seed: Of a new head, the sampling, the order of the queries, and dropout.
-        measure: Any ir-measures measure, by its name, on the validation topics: the weights with the best are kept.
-        valid_every: Steps between validations; None: ten in a training.
-        valid_queries: How many of the validation topics are used, drawn by the seed; None: all.
-        patience: Validations without a better measure after which training stops; None: never.
-        log_every: Steps between two records of loss and learning rate; None: a hundred in a training.
-        folder: Where checkpoints (and ``tensorboard`` logs) are kept, to be resumed; None: nowhere.
-        save_every: Steps between checkpoints in ``folder``; None: ``valid_every``.
+        measure: Name of any measure of ir-measures. The weights with the best value on the validation topics are kept.
+        valid_every: Number of steps between validations; None: a tenth of all steps.
+        valid_queries: Number of validation topics that are used, drawn with the seed; None: all.
+        patience: Number of validations without an improvement after which training stops; None: it does not stop early.
+        log_every: Number of steps between two records of loss and learning rate; None: a hundredth of all steps.
+        folder: Folder in which checkpoints (and ``tensorboard`` logs) are kept, to be resumed; None: they are not kept.
+        save_every: Number of steps between checkpoints in ``folder``; None: ``valid_every``.
         resume: Continue from the last checkpoint in ``folder``, if there is one.
         on_unusable: What is done with queries that cannot be trained on (no relevant document, not in the teacher's
             run, ...): ``"error"`` lists them, ``"skip"`` leaves them out and counts them.
-        device: ``"cuda"`` (which of several, ``CUDA_VISIBLE_DEVICES`` says), ``"cpu"`` or ``"mps"``; None: CUDA where
-            there is one, else the CPU.
+        device: ``"cuda"`` (``CUDA_VISIBLE_DEVICES`` chooses one of several), ``"cpu"`` or ``"mps"``; None: CUDA if
+            available, else the CPU.
         tensorboard: Whether to log to ``folder`` for TensorBoard (which must be installed).
         verbose: Show a progress bar, and the summary at the end.
     """
@@ -115,7 +121,9 @@ class Settings:
     tensorboard: bool = False
     verbose: bool = True
 
-    def __post_init__(self) -> None:
+    who: InitVar[str] = "Settings"
+
+    def __post_init__(self, who: str) -> None:
         for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
             object.__setattr__(self, name, whole(getattr(self, name)))  # numpy's numbers too
         if isinstance(self.negative_ranks, tuple | list):
@@ -125,33 +133,36 @@ class Settings:
             made = (_complaint(make) for make in (lambda: Losses.of(self.loss), self.to_sampling, self._check_measure))
             faults = [complaint for complaint in made if complaint]
         if faults:
-            raise ValueError("Settings: " + " ".join(faults))
+            raise ValueError(f"{who}: " + " ".join(faults))
 
     @classmethod
-    def of(cls, stage: Stage, recipe: str | os.PathLike[str] | None = None, **changes: Any) -> Settings:
+    def of(
+        cls, stage: Stage, recipe: str | os.PathLike[str] | None = None, *, who: str = "Settings", **changes: Any
+    ) -> Settings:
         """The settings of a recipe, with changes.
 
         Args:
             stage: ``"finetune"`` or ``"distill"``.
             recipe: ``"rank-distillm"`` (the default), or a YAML file with settings (and, for what it does not say, the
                 name of a recipe under ``recipe``).
+            who: The function that messages name.
             **changes: Settings that overrule the recipe's. ``steps`` overrules a recipe's ``epochs`` and the reverse.
 
         Raises:
-            ValueError: Unknown settings or recipes, or settings that contradict each other: all at once.
+            ValueError: Settings or recipes are unknown, or settings contradict each other. The message names all of
+                them.
         """
-        values = _values_of(stage, recipe)
+        values = _values_of(stage, recipe, who)
         unknown = sorted({*values, *changes} - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            known = ", ".join(f.name for f in dataclasses.fields(cls))
-            raise ValueError(f"Settings: there is no setting {', '.join(map(repr, unknown))}. There are: {known}.")
+            raise ValueError(f"{who}: " + " ".join(no_setting(name) for name in unknown))
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
             if changes.get(one) is not None and other not in changes:
                 values[other] = None
-        return cls(**{**values, **changes})
+        return cls(who=who, **{**values, **changes})
 
     def to_sampling(self) -> Sampling:
-        """Which documents of a ranking a list holds."""
+        """The part of the settings that decides which documents of a ranking a list contains."""
         return Sampling(
             strategy=self.sampling,
             sample_size=self.sample_size,
@@ -170,7 +181,7 @@ class Settings:
         }
 
     def total_steps(self, queries: int) -> int:
-        """Optimiser steps of a training on that many queries."""
+        """The number of optimiser steps of a training on that many queries."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -217,7 +228,7 @@ class Settings:
             needing = {"resume": self.resume, "save_every": self.save_every, "tensorboard": self.tensorboard}
             faults += [f"{name}={value!r} needs a folder." for name, value in needing.items() if value]
         if self.save_every and self.valid_every and self.save_every % self.valid_every:
-            # The best weights are those of a checkpoint, so a checkpoint needs a validation.
+            # The best weights are taken from a checkpoint, so each checkpoint needs a validation.
             faults.append(
                 f"save_every must be a multiple of valid_every, got {self.save_every} and {self.valid_every}."
             )
@@ -229,7 +240,8 @@ class Settings:
         try:
             ir_measures.parse_measure(self.measure)
         except (NameError, ValueError, SyntaxError, TypeError) as error:
-            raise ValueError(f"measure must be the name of an ir-measures measure, got {self.measure!r}.") from error
+            fact = f"measure must be the name of an ir-measures measure, got {self.measure!r}."
+            raise InputError("Settings", fact) from error
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -254,16 +266,46 @@ _OPTIONAL = {
 
 
 def descriptions() -> dict[str, str]:
-    """What each setting means, in a line: the docstring's words."""
+    """What each setting means, in one line each, taken from the docstring of ``Settings``."""
     entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", Settings.__doc__ or "", flags=re.MULTILINE)
     return {name: " ".join(text.replace("``", "").split()) for name, text in entries}
+
+
+_ELSEWHERE = {
+    "lr": "learning_rate",
+    "max_length": "doc_length (of a text; query_length of a query)",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "warmup": "warmup_steps",
+    "gradient_accumulation_steps": "accumulation",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "mini_batch_size": "memory_tokens",
+    "bf16": "dtype='bfloat16'",
+    "fp16": "dtype='float16'",
+    "output_dir": "folder",
+    "num_negatives": "sample_size (negatives and the relevant one together)",
+    "lr_scheduler_type": "schedule",
+}
+"""Settings by what transformers and Sentence Transformers call them."""
+
+
+def no_setting(name: str) -> str:
+    """What to say of a setting that there is not, with what was probably meant."""
+    known = [f.name for f in dataclasses.fields(Settings)]
+    close = difflib.get_close_matches(str(name), known, n=1)
+    meant = _ELSEWHERE.get(name) or (close[0] if close else None)
+    if meant:
+        return f"there is no setting {name!r}. Did you mean {meant}?"
+    return f"there is no setting {name!r}. There are: {', '.join(known)}."
 
 
 def _complaint(make: Callable[[], object]) -> str | None:
     try:
         make()
-    except ValueError as error:
-        return str(error)
+    except InputError as error:
+        return error.fact
     return None
 
 
@@ -308,16 +350,16 @@ RECIPES: dict[str, dict[Stage, dict[str, Any]]] = {
 DEFAULT_RECIPE = "rank-distillm"
 
 
-def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None) -> dict[str, Any]:
+def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None, who: str) -> dict[str, Any]:
     name = DEFAULT_RECIPE if recipe is None else os.fspath(recipe)
     if name in RECIPES:
         return dict(RECIPES[name][stage])
     if Path(name).suffix not in (".yaml", ".yml"):
-        raise ValueError(f"Settings: recipe must be one of {', '.join(RECIPES)}, or a YAML file, got {name!r}.")
-    values = _read_yaml(Path(name))
+        raise ValueError(f"{who}: recipe must be one of {', '.join(RECIPES)}, or a YAML file, got {name!r}.")
+    values = _read_yaml(Path(name), who)
     base = values.pop("recipe", None)
     if base is not None and base not in RECIPES:
-        raise ValueError(f"Settings: {name}: recipe must be one of {', '.join(RECIPES)}, got {base!r}.")
+        raise ValueError(f"{who}: {name}: recipe must be one of {', '.join(RECIPES)}, got {base!r}.")
     inherited = dict(RECIPES[base or DEFAULT_RECIPE][stage])
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if values.get(one) is not None:
@@ -325,13 +367,13 @@ def _values_of(stage: Stage, recipe: str | os.PathLike[str] | None) -> dict[str,
     return inherited | values
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path, who: str) -> dict[str, Any]:
     try:
         values = parsed(file.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError) as error:
-        raise ValueError(f"Settings: {file} cannot be read: {error}") from error
+        raise ValueError(f"{who}: {file} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"Settings: {file} must hold settings as `name: value` lines, got {type(values).__name__}.")
+        raise ValueError(f"{who}: {file} must hold settings as `name: value` lines, got {type(values).__name__}.")
     return values
 
 

@@ -26,6 +26,7 @@ from .record import Training
 from .settings import Settings, Stage
 from .validation import Validation
 
+_WHO: dict[Stage, str] = {"finetune": "FineTuning", "distill": "Distillation"}
 _RECORD = "training.json"
 _FREE = ("resume", "verbose", "device", "memory_tokens", "batch_tokens", "tensorboard", "folder", "log_every")
 """Settings that may change when a training is resumed: they do not change its outcome."""
@@ -45,15 +46,15 @@ def train(
 
     Args:
         stage: For the record.
-        checkpoint: What to start from, with the lengths to train with; not changed.
-        sourced: What to train on.
-        settings: How.
-        folder: Where checkpoints go while it lasts.
-        validation: Chooses the weights that are kept; None: the last.
+        checkpoint: The checkpoint to start from, with the lengths to train with; it is not changed.
+        sourced: The data to train on.
+        settings: All settings.
+        folder: Where checkpoints are written during training.
+        validation: Chooses the weights that are kept; None: the last ones are.
         template: The settings to re-rank with in the validation.
 
     Returns:
-        The trained encoder, on the CPU, in evaluation mode; and how it went.
+        The trained encoder, on the CPU, in evaluation mode; and a record of the training.
 
     Raises:
         ValueError: The folder holds another training, or settings do not fit the number of processes.
@@ -67,7 +68,7 @@ def train(
     steps = settings.total_steps(len(data.members))
     resumed = last_checkpoint(folder) if settings.resume else None
     if resumed is not None and settings.patience is not None and stopped_early(resumed, settings.patience):
-        steps = step_of(resumed)  # it is over: the same student again
+        steps = step_of(resumed)  # the training is complete: return the same student again
     lists = Lists(
         data,
         checkpoint.tokenizer,
@@ -75,11 +76,13 @@ def train(
         total=steps * settings.batch_size,
         seed=settings.seed,
         drop_near_duplicates=settings.drop_near_duplicates,
+        on_unusable=settings.on_unusable,
+        who=_WHO[stage],
     )
     encoder = checkpoint.encoder.copy(settings.dropout)
 
     def watched() -> CrossEncoderReRanker:
-        """The student as a re-ranker with its weights of now, which may be rearranged for scoring."""
+        """The student as a re-ranker with its current weights, which may be rearranged for scoring."""
         return template.clone(
             model=replace(checkpoint, encoder=encoder),
             revision=None,
@@ -127,7 +130,11 @@ def train(
 
 
 def _claim(folder: Path, stage: Stage, student: Checkpoint, settings: Settings, data: TrainingData) -> None:
-    """Records whose checkpoints a folder holds; raises where they are another training's."""
+    """Records in the folder which training it belongs to.
+
+    Raises:
+        ValueError: The folder belongs to another training, or holds checkpoints that are not to be resumed.
+    """
     work = {
         "stage": stage,
         "student": weights_digest(student),
@@ -159,7 +166,7 @@ def _claim(folder: Path, stage: Stage, student: Checkpoint, settings: Settings, 
 
 
 def _some_of(data: TrainingData) -> Iterator[bytes]:
-    """A hundred rankings, or all, with their labels."""
+    """About a hundred rankings, or all if there are fewer, with their labels."""
     for position in data.members[:: -(-len(data.members) // 100)]:
         ranking = data.rankings[int(position)]
         scores = None if ranking.scores is None else ranking.scores.tolist()

@@ -1,8 +1,8 @@
 """The training loop: ``transformers.Trainer`` on lists of pairs.
 
-Devices, processes, precision, checkpoints and resuming are the Trainer's. Ours are three things: a batch is a number of
-lists; its loss is the mean over all lists of the step, whatever process or part they are in; and a step is passed back
-in groups of lists that fit in memory.
+The Trainer handles devices, processes, precision, checkpoints and resuming. Three things are different here. A batch is
+a number of lists. The loss is the mean over all lists of a step, whatever process or part they are in. And the backward
+pass of a step is done in groups of lists that fit in memory.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .losses import Losses
 from .settings import Settings
 
 CPU_BATCH_TOKENS = 512
-"""Measured, see benchmarks/README.md: larger batches fall out of the cache."""
+"""Measured (see benchmarks/README.md): larger batches do not fit in the processor's cache."""
 
 
 class Student(nn.Module):
-    """What the Trainer wraps and calls: scores several batches of pairs in one forward pass."""
+    """The module that the Trainer wraps and calls. It scores several batches of pairs in one forward pass."""
 
     def __init__(self, encoder: PairEncoder) -> None:
         super().__init__()
@@ -51,13 +51,13 @@ class ListwiseTrainer(Trainer):
     """Trains a cross-encoder on lists.
 
     Args:
-        encoder: The weights to train, in place.
-        lists: What to train on, ``steps * settings.batch_size`` of them.
+        encoder: The encoder to train; it is changed in place.
+        lists: The lists to train on, ``steps * settings.batch_size`` of them.
         settings: All settings.
-        tokenizer: For padding.
-        folder: Where checkpoints go.
-        steps: Optimiser steps.
-        validate: Gives the validation measure of the weights as they are; called on one process.
+        tokenizer: The tokenizer, for padding.
+        folder: Where checkpoints are written.
+        steps: The number of optimiser steps.
+        validate: Returns the validation measure of the current weights; called on one process.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ListwiseTrainer(Trainer):
             model=Student(encoder.train().requires_grad_(True)),
             args=args,
             train_dataset=lists,
-            # The Trainer wants one where it evaluates; ``evaluate`` does not read it.
+            # The Trainer requires one in order to evaluate; our ``evaluate`` does not read it.
             eval_dataset=lists if validate is not None else None,
             data_collator=_as_batch,
         )
@@ -96,7 +96,7 @@ class ListwiseTrainer(Trainer):
         if settings.tensorboard:
             self.add_callback(tensorboard(folder))
 
-    # --- what the recipe says, and the Trainer does otherwise ---
+    # --- where the recipe differs from the Trainer's defaults ---
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
         """AdamW with one group: the same weight decay on every parameter, as in the paper's code."""
@@ -110,14 +110,14 @@ class ListwiseTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
-        return SequentialSampler(cast(Lists, self.train_dataset))  # the lists are in a seeded order of their own
+        return SequentialSampler(cast(Lists, self.train_dataset))  # the lists already are in a seeded order
 
     # --- lists ---
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """The parts of a step on this process, and how many lists the step has over all processes."""
+        """The parts of a step on this process, and the number of lists of the step over all processes."""
         parts = list(islice(epoch_iterator, num_batches))
         lists = torch.tensor(sum(len(part["lists"]) for part in parts), device=device)
         return parts, self.accelerator.gather(lists).sum()
@@ -136,7 +136,7 @@ class ListwiseTrainer(Trainer):
         groups = list(groups_within(inputs["lists"], self.settings.memory_tokens))
         total = torch.zeros((), device=self.args.device)
         for number, group in enumerate(groups, start=1):
-            # Gradients are exchanged between processes once a step, with the last group.
+            # Gradients are exchanged between processes once per step, with the last group.
             waiting = number < len(groups)
             with self.accelerator.no_sync(model) if waiting else contextlib.nullcontext():
                 total += self._backward(model, group, share)
@@ -153,10 +153,10 @@ class ListwiseTrainer(Trainer):
     def _backward_cached(
         self, model: nn.Module, group: list[TrainingList], batches: list[Any], order: Tensor, share: Tensor
     ) -> Tensor:
-        """For a list that does not fit: score it without gradients, then batch by batch with them.
+        """For a list that does not fit: scores it without gradients, then again with gradients, batch by batch.
 
-        The gradient of the loss with respect to the scores is all that the second pass needs of the list. It draws the
-        same dropout as the first.
+        The second pass needs only the gradient of the loss with respect to the scores. It uses the same dropout as the
+        first.
         """
         randomness = []
         scores = []
@@ -191,7 +191,7 @@ class ListwiseTrainer(Trainer):
         return self.losses(padded(scores.float()), targets, mask).sum()
 
     def _batches(self, pairs: list[Pair]) -> tuple[list[tuple[Tensor, Tensor, Tensor | None]], Tensor]:
-        """Batches of pairs of similar length, and where in their concatenation each pair's score is."""
+        """Batches of pairs of similar length, and the position of each pair's score in their concatenation."""
         lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
         plan = plan_batches(lengths, self.batch_tokens)
         batches = []
@@ -208,10 +208,10 @@ class ListwiseTrainer(Trainer):
     # --- validation ---
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The validation measure, on one process; the others get its value."""
+        """The validation measure, computed on one process and sent to the others."""
         assert self.validate is not None
         value = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        randomness = _random_state(self.args.device)  # the training goes on as it would without the validation
+        randomness = _random_state(self.args.device)  # so that the validation does not change the training
         if self.is_world_process_zero():
             value += self.validate()
         _set_random_state(randomness, self.args.device)
@@ -224,14 +224,14 @@ class ListwiseTrainer(Trainer):
         return metrics
 
     def _determine_best_metric(self, *args: Any, **options: Any) -> bool:
-        """The best weights are those of a checkpoint, so new ones are saved whatever ``save_every`` says."""
+        """The best weights are taken from a checkpoint, so new best ones are saved whatever ``save_every`` is."""
         is_best: bool = super()._determine_best_metric(*args, **options)
         self.control.should_save |= is_best
         return is_best
 
 
 def training_arguments(settings: Settings, *, folder: Path, steps: int, validated: bool) -> TrainingArguments:
-    """The Trainer's arguments for our settings: what the recipe leaves out is switched off."""
+    """The Trainer's arguments for our settings. Features that are not in the recipe are switched off."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("Settings: device must be one that torch finds here, got 'cuda'. Use 'cpu'.")
     dtype = resolved_dtype(settings)
@@ -261,7 +261,7 @@ def training_arguments(settings: Settings, *, folder: Path, steps: int, validate
         save_steps=settings.save_every or valid_every,
         save_total_limit=2,  # the last, and the best
         load_best_model_at_end=validated,
-        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
+        restore_callback_states_from_checkpoint=True,  # the state of early stopping
         metric_for_best_model=f"eval_{MEASURE}" if validated else None,
         greater_is_better=True if validated else None,
         remove_unused_columns=False,
@@ -290,13 +290,13 @@ def resolved_dtype(settings: Settings) -> DType:
 
 
 def _on_cpu(settings: Settings) -> bool:
-    # Apple's MPS only if it is named: the Trainer would take it.
+    # Apple's MPS is used on request only; the Trainer would use it by default.
     return settings.device == "cpu" if settings.device else not torch.cuda.is_available()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the Trainer's notes to itself; our own progress bar and errors say what users need."""
+    """Silences the Trainer's messages; our own progress bar and errors say what users need to know."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

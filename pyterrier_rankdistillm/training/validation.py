@@ -1,4 +1,4 @@
-"""The measure that a student is watched by while it is trained."""
+"""The validation of a student during training."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ import pyterrier as pt
 from ..errors import TrainingDataError
 from ..reranker import CrossEncoderReRanker, TruncationWarning
 from ..runs.frames import subsample
-from ..runs.text import Dataset, add_text
+from ..runs.given import Door, Qrels, Texts, checked_run, contradiction, qrels_of, texts_of
+from ..runs.text import join_text
+from .data import Problems
 from .settings import Settings
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Rankings of topics that are not trained on, and how they are judged.
+    """Rankings of the validation topics, their judgments, and the measure.
 
     Args:
         run: Columns ``qid``, ``query``, ``docno``, ``text``, ``score``, ``rank``.
         qrels: ir-measures' columns ``query_id``, ``doc_id``, ``relevance``; of the run's topics only.
-        measure: What is computed, the mean over the topics.
+        measure: The measure that is computed; the mean over the topics is used.
     """
 
     run: pd.DataFrame
@@ -37,12 +39,12 @@ class Validation:
         who: str,
         settings: Settings,
         run: pd.DataFrame | None,
-        qrels: pd.DataFrame | None,
+        qrels: Qrels | None,
         *,
-        text: pt.Transformer | Dataset | None,
+        text: Texts | None,
         text_field: str,
     ) -> Validation | None:
-        """The validation that is asked for; None where there are no validation topics.
+        """The validation that is asked for; None without validation topics.
 
         Raises:
             TrainingDataError: Something is missing.
@@ -54,15 +56,23 @@ class Validation:
             there, missing = ("qrels", "topics") if run is None else ("topics", "qrels")
             faults.append(f"There are validation {there}, but no validation {missing}. Give both or neither.")
         else:
-            for name, frame, wanted in (
-                ("results", run, ["qid", "query", "docno", "score", *([text_field] if text is None else [])]),
-                ("qrels", qrels, ["qid", "docno", "label"]),
-            ):
-                lacking = [column for column in wanted if column not in frame.columns]
-                if lacking:
-                    faults.append(f"The validation {name} have no column {', '.join(lacking)}.")
+            wanted = ["qid", "query", "docno", "score", *([text_field] if text is None else [])]
+            lacking = [column for column in wanted if column not in run.columns]
+            if lacking:
+                faults.append(f"The validation results have no column {', '.join(lacking)}.")
         if faults or run is None or qrels is None:
             raise TrainingDataError(f"{who}: " + " ".join(faults))
+        problems = Problems(who)
+        given, found = qrels, run
+        labels = problems.read(lambda: qrels_of(given, who=who, argument="qrels_va"))
+        door = Door(who, "topics_or_res_va", "the first stage's results as a frame")
+        checked = problems.read(lambda: checked_run(found, door))
+        odd = None if checked is None else contradiction(checked)
+        if odd is not None:  # what the student is compared with is the first stage's own order
+            problems.add(f"topics_or_res_va {odd}")
+        if problems.faults or labels is None or checked is None:
+            raise TrainingDataError(f"{who}: " + " ".join(problems.faults))
+        qrels, run = labels, checked
         judged = set(qrels["qid"])
         run = run[run["qid"].isin(judged)]
         if run.empty:
@@ -74,7 +84,7 @@ class Validation:
             run = run[run["rank"] < settings.depth + pt.model.FIRST_RANK]
         if text_field not in run.columns:
             assert text is not None
-            run = add_text(run, text).rename(columns={"text": text_field})
+            run = join_text(run, texts_of(text, who=who)).rename(columns={"text": text_field})
         used = qrels[qrels["qid"].isin(set(run["qid"]))]
         used = used.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
         measure = ir_measures.parse_measure(settings.measure)
@@ -83,7 +93,7 @@ class Validation:
     def __call__(self, reranker: CrossEncoderReRanker) -> float:
         """The measure of a re-ranker over the run."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # the settings say what is read
+            warnings.simplefilter("ignore", TruncationWarning)  # the settings say how much is read
             ranking = reranker.transform(self.run)[["qid", "docno", "score"]]
         ranking = ranking.rename(columns={"qid": "query_id", "docno": "doc_id"})
         return float(ir_measures.calc_aggregate([self.measure], self.qrels, ranking)[self.measure])

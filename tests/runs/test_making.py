@@ -254,7 +254,7 @@ FAULTS: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = [
     (lambda f: f[f["qid"] != "q4"], "drops 4 of 4 documents ('d0', 'd1', 'd2', ...)"),
     (
         lambda f: f.assign(docno=f["docno"].where((f["qid"] != "q4") | (f["docno"] != "d1"), "x")),
-        "drops 1 of 4 documents ('d1'), invents 1 of 4 documents ('x')",
+        "drops 1 of 4 documents ('d1'), adds 1 of 4 documents ('x')",
     ),
     (lambda f: pd.concat([f, f[(f["qid"] == "q4") & (f["docno"] == "d2")]]), "repeats 1 of 4 documents ('d2')"),
     (
@@ -289,7 +289,7 @@ def test_a_faulty_teacher_is_caught_per_query(
 def test_a_query_out_of_nowhere(tmp_path: Path) -> None:
     teacher = FakeLlm()
     teacher.change = lambda f: pd.concat([f, f.iloc[:1].assign(qid="zz")])
-    with pytest.raises(runs.RankingError, match="qid 'zz': invents 1 of 0 documents"):
+    with pytest.raises(runs.RankingError, match="qid 'zz': adds 1 of 0 documents"):
         make(tmp_path / "a.run", teacher)
 
 

@@ -72,7 +72,7 @@ def test_what_a_dry_run_says(
     command = ["rerank", str(run_file), str(tmp_path / "out.run"), "--dataset", DEMO, "--model", str(model.folder)]
     assert cli.main([*command, "--depth", "5", "--engine", "ray", "--dry-run", "--num-workers", "1"]) == 0
     said = capsys.readouterr().out
-    assert asked == {"arguments": (run_file, tmp_path / "out.run"), "text": DEMO, "topics": DEMO, "depth": 5,
+    assert asked == {"arguments": (str(run_file), tmp_path / "out.run"), "text": DEMO, "topics": DEMO, "depth": 5,
                      "num_workers": 1, "address": None}  # fmt: skip
     assert said.startswith(f"20 pairs of 4 queries, some {tokens} tokens\n")
     assert re.search(

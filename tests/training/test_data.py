@@ -14,10 +14,10 @@ import tiny
 import toy
 
 from pyterrier_rankdistillm import Distillation, runs
+from pyterrier_rankdistillm.runs.given import run_of
 from pyterrier_rankdistillm.training.data import (
     Sourced,
     TrainingDataError,
-    is_published,
     labelled_data,
     taught_data,
 )
@@ -93,7 +93,8 @@ BAD_FRAMES: list[tuple[Any, dict[str, Any], list[str]]] = [
     (pd.concat([RUN, RUN[:1]]), {}, ["q0", "twice"]),
     (RUN.assign(score="high"), {}, ["score must hold numbers"]),
     (RUN.assign(score=np.nan), {}, ["score"]),
-    (toy.TOPICS, {"run": "some.run"}, ["With run=, texts are needed: give text=, a text loader or a dataset."]),
+    (toy.TOPICS, {"run": RUN[["qid", "docno", "score"]]},
+     ["With run=, texts are needed: give text=, a text loader or a dataset."]),
 ]  # fmt: skip
 
 
@@ -113,7 +114,9 @@ def test_bad_labels_are_told_with_a_bad_frame() -> None:
         labelled(RUN.drop(columns="text"), None)
     assert "no column 'text'" in str(caught.value)
     assert "There are no relevance labels: give qrels with the columns qid, docno and label." in str(caught.value)
-    with pytest.raises(TrainingDataError, match="The qrels have no column docno, label, but qid, rel"):
+    with pytest.raises(
+        TrainingDataError, match="qrels must have the columns qid, docno, label, got no docno, label, but qid, rel"
+    ):
         labelled(RUN, pd.DataFrame({"qid": ["q0"], "rel": [1]}))
     with pytest.raises(TrainingDataError, match="There are no relevance labels"):
         taught(RUN, None, loss="lambdarank")
@@ -276,7 +279,7 @@ def test_two_teachers_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [["qid", "score"], ["docno", "score"], ["qid", "docno"]])
 def test_a_teachers_frame_that_is_no_run(columns: list[str]) -> None:
-    with pytest.raises(TrainingDataError, match=r"teacher's run .*columns qid, docno, and rank or score"):
+    with pytest.raises(TrainingDataError, match=r"teacher must have the columns qid, docno, and rank or score"):
         taught(given={"teacher": TEACHER[columns]})
 
 
@@ -326,7 +329,9 @@ def test_a_run_without_topics(tmp_path: Path) -> None:
     runs.write(RUN[["qid", "docno", "score", "rank"]], tmp_path / "some.run")
     given = {"run": tmp_path / "some.run", "text": toy.Texts()}
     for source in (labelled, taught):
-        with pytest.raises(TrainingDataError, match="The run's topics are not given, and its file name does not say"):
+        with pytest.raises(
+            TrainingDataError, match=r"queries are needed.*neither published nor named after its dataset"
+        ):
             source(None, given=given)
         with pytest.raises(TrainingDataError, match="queries are needed: give topics with the columns qid and query"):
             source(toy.TOPICS[["qid"]], given=given)
@@ -349,14 +354,17 @@ def test_a_malformed_run(tmp_path: Path) -> None:
     ("run", "published"),
     [
         ("rankdistillm:rankzephyr", True),
-        ("rankdistillm:demo", False),
         ("rankzephyr", False),
         ("some.run", False),
         (Path("rankdistillm:colbert"), True),
     ],
 )
 def test_is_published(run: Any, published: bool) -> None:
-    assert is_published(run) == published
+    if published:
+        assert run_of(run, who="f").published
+    else:
+        with pytest.raises((TypeError, FileNotFoundError, ValueError)):
+            run_of(run, who="f")
 
 
 # --- nothing is begun where data is bad ---
@@ -393,7 +401,7 @@ def test_bad_data_leaves_nothing_behind(
         (toy.VALID, None, "There are validation topics, but no validation qrels. Give both or neither."),
         (None, QRELS, "There are validation qrels, but no validation topics. Give both or neither."),
         (toy.VALID[["qid", "docno"]], QRELS, "The validation results have no column query, score, text."),
-        (toy.VALID, QRELS[["qid"]], "The validation qrels have no column docno, label."),
+        (toy.VALID, QRELS[["qid"]], "qrels_va must have the columns qid, docno, label, got no docno, label, but qid."),
         (toy.VALID, QRELS[:0], "none of the validation topics has documents and qrels."),
     ],
 )

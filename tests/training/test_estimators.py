@@ -239,7 +239,7 @@ TestDistillationContract = pt.testing.transformer_test_class(lambda: Distillatio
 )
 def test_bad_settings_are_told_by_the_constructor(settings: dict[str, Any], complaint: str) -> None:
     for kind in (FineTuning, Distillation):
-        with pytest.raises(ValueError, match=f"^{kind.__name__}: Settings: ") as caught:
+        with pytest.raises(ValueError, match=f"^{kind.__name__}: ") as caught:
             kind("some/model", **settings)
         assert complaint in str(caught.value)
 

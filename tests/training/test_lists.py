@@ -353,7 +353,7 @@ def test_texts_at_hand_and_loaded() -> None:
     assert texts.of(["d01", "d00"]) == ["there", "here"]
     assert "d05" in texts
     assert "d05" not in Texts({"d00": "here"})
-    with pytest.raises(KeyError, match=r"There is no text of document 'd05'. Give a text loader"):
+    with pytest.raises(KeyError, match=r"There is no text of document 'd05'"):
         Texts({"d00": "here"}).of(["d00", "d05"])
     with pytest.raises(KeyError, match="has no text for 'd05'; 1 are missing"):
         texts.of(["d05", "d00"])

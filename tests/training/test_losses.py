@@ -486,8 +486,8 @@ def test_targets_that_are_not_there() -> None:
     assert str(caught.value) == (
         "Losses: targets of lambdarank must be relevance labels, got an order. "
         "Give it gain='rank', or choose another loss. "
-        "Losses: targets of kl_divergence must be scores, got an order. Choose another loss. "
-        "Losses: targets of ranknet(teacher_temperature=1) must be scores, got an order. "
+        "targets of kl_divergence must be scores, got an order. Choose another loss. "
+        "targets of ranknet(teacher_temperature=1) must be scores, got an order. "
         "Leave out a teacher_temperature, or choose another loss."
     )
     with pytest.raises(ValueError, match="must be relevance labels, got an order and scores"):
@@ -498,8 +498,8 @@ def test_targets_that_are_not_there() -> None:
 @pytest.mark.parametrize(
     ("spec", "what"),
     [
-        ("ranknett", "name must be one of lce, ranknet, .*pearson, got 'ranknett'"),
-        ({"discount": "log2"}, "name must be one of lce, ranknet, .*pearson, got None"),
+        ("ranknett", "name of a loss must be one of lce, ranknet, .*pearson, got 'ranknett'"),
+        ({"discount": "log2"}, "name of a loss must be one of lce, ranknet, .*pearson, got None"),
         ([], r"loss must be at least one of lce, ranknet, .*pearson, got \[\]"),
         (3, "loss must be a name, a mapping with a name, or several of them, got 3"),
         (["lce", ["ranknet"]], r"loss must be a name, a mapping with a name, or several of them, got \['ranknet'\]"),

@@ -93,13 +93,13 @@ def test_flags_overrule_the_yaml_file_which_overrules_the_recipe(
     ("arguments", "complaint"),
     [
         (["{model}", "missing.run", "out", *QUICK], "missing.run"),
-        (["{model}", "{run}", "out"], "Name the dataset"),
+        (["{model}", "{run}", "out"], "--dataset must be given"),
         (
             ["{model}", "{run}", "out", *QUICK, "--steps", "0"],
             "steps must be None or a whole number, at least 1, got 0.",
         ),
         (["{model}", "{run}", "out", *QUICK, "--steps", "1", "--epochs", "1"], "got steps=1 and epochs=1."),
-        (["{model}", "{run}", "out", *QUICK, "--loss", "nothing"], "name must be one of lce, ranknet"),
+        (["{model}", "{run}", "out", *QUICK, "--loss", "nothing"], "name of a loss must be one of lce, ranknet"),
         (["{model}", "{run}", "out", *QUICK, "--recipe", "other"], "recipe must be one of rank-distillm, or a YAML"),
         (["{model}", "{run}", "{run}", *QUICK], "exists. Choose another folder, or remove it."),
         (["{model}", "{run}", "out", *QUICK, "--valid-run", "{run}"], "--valid-run and --valid-dataset go together"),
