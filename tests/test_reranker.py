@@ -913,7 +913,7 @@ def test_rank_of_no_text_is_an_empty_frame(mono: MonoElectraReRanker) -> None:
     [
         (BREAD, "one text", r"\.rank: texts must be a list of strings, or a dict .*got 'one text'"),
         (BREAD, None, "texts must be a list of strings"),
-        (BREAD, ["sun", 3], "text of docno 1 .*no string but 3"),
+        (BREAD, ["sun", 3], "text of docno 1 .*not a string but 3"),
         (BREAD, ["sun", None], "text of docno 1 .*is missing"),
         (None, ["sun"], "query of docno 0 .*is missing"),
         (["a", "b"], ["sun", "moon"], r"query must be a string, got \['a', 'b'\]"),
