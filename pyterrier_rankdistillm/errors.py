@@ -9,9 +9,11 @@
     │   └── RunFileError                 a run file cannot be read
     ├── RankingError (ValueError)        a transformer does not rank what it was given
     ├── ShardError (ValueError)          saved shards belong to other work, or are unfinished or damaged
+    │   └── KeptWorkError (FileExistsError)  saved work was made by something else
     ├── TrainingDataError (ValueError)   data cannot be trained on
     ├── ReproductionError (ValueError)   nothing of a table could be run
     ├── DownloadError (OSError)          a file could not be downloaded from any source
+    ├── InUseError (OSError)             another process is doing the same work
     └── WorkerError (ChildProcessError)  workers of Ray died
 """
 
@@ -58,6 +60,10 @@ class ShardError(RankDistillmError, ValueError):
     """A shard folder that belongs to other work, or is unfinished or damaged."""
 
 
+class KeptWorkError(ShardError, FileExistsError):
+    """Work that is kept was made by something else than is given now; the message names what differs, and where."""
+
+
 class TrainingDataError(RankDistillmError, ValueError):
     """Data that cannot be trained on; the message lists all problems, with counts and examples."""
 
@@ -74,5 +80,9 @@ class DownloadError(RankDistillmError, OSError):
     """The file could not be downloaded from any source; the message says why for each of them."""
 
 
+class InUseError(RankDistillmError, OSError):
+    """Another process (or another thread of this one) is at the same work; the message says which, and since when."""
+
+
 class WorkerError(RankDistillmError, ChildProcessError):
-    """Workers died several times; the message names the shard that killed them."""
+    """Workers died several times, or gave no sign of life; the message names the shard, or says what to check."""

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ..scratch import scratch_file, sync
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A path beside ``target`` to write to. It replaces the target at the end, and is removed after an error.
 
-    Readers see either the old file or the new one. If the process is killed, a hidden ``.{name}.*.tmp`` may remain.
+    Readers see either the old file or the new one, also if the process is killed. What a killed process leaves behind,
+    the next writer of the target removes.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _scratch_of(target)
-    try:
+    with scratch_file(target) as scratch:
         yield scratch
-        with scratch.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(scratch)
         scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _scratch_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
 
 
 def check_writable(target: Path) -> None:
@@ -43,15 +35,14 @@ def check_writable(target: Path) -> None:
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; a file was to be written there. Choose another name.")
     missing = [folder for folder in target.parents if not folder.exists()]
-    scratch = _scratch_of(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch.touch()
-        scratch.unlink()
+        with scratch_file(target):
+            pass
     except OSError as error:
         raise type(error)(error.errno, f"{error.strerror} (nothing can be written there)", str(target)) from error
-    for folder in missing:  # nothing is left of a check
-        folder.rmdir()
+    with suppress(OSError):  # another process has begun to write there
+        for folder in missing:  # nothing is left of a check
+            folder.rmdir()
 
 
 def write_json(file: Path, content: Any) -> None:

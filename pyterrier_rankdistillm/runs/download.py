@@ -1,28 +1,40 @@
 """Downloads that can be resumed, are verified, and fall back to other sources.
 
-The files have gigabytes, and ir_datasets' own downloads start again in every process and have only one source.
+The hub's files go through its own client. Others do not: ir_datasets' downloads start anew in every process and have
+one source, pooch's start anew after a cut; these files are gigabytes.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pyterrier as pt
-from huggingface_hub import utils
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, utils
 
 from ..errors import DownloadError
+from .atomic import replacing
 
 _CHUNK = 1 << 20
 _USER_AGENT = "pyterrier-rankdistillm"
+_WINDOW, _LEAST = 60.0, 1 << 16  # a source that sends less than so many bytes in so many seconds is given up
+_RESERVE = 1 << 30  # bytes that stay free where a source does not say how much it sends
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_ON_THE_HUB = re.compile(
+    r"https://huggingface\.co/(?:(?P<kind>dataset|space)s/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)"
+)
+_OFFLINE = "HF_HUB_OFFLINE is set, so it is not asked"
 
 
 class _SourceError(Exception):
@@ -45,6 +57,10 @@ def download(
     target is created only when it is complete and its checksum is correct. Processes that download the same file wait
     for one another.
 
+    What lies on the Hugging Face hub is fetched by its client, with its settings (``HF_ENDPOINT``, ``HF_TOKEN``,
+    ``HF_HUB_DOWNLOAD_TIMEOUT``) and its cache, which the target is then a link into; ``HF_HUB_OFFLINE`` holds for all
+    sources. A source that sends less than 64 KiB a minute, more than it announced, or a malformed answer is given up.
+
     Args:
         urls: The sources of the file, best first. All have the same bytes.
         target: The file to write.
@@ -66,9 +82,15 @@ def download(
             return target
         reasons = []
         for url in urls:
-            reason = _from_source(url, part, md5, size, attempts, timeout, verbose)
+            if _ON_THE_HUB.fullmatch(url):
+                reason = _from_hub(url, target, md5, verbose)
+            elif constants.HF_HUB_OFFLINE:
+                reason = _OFFLINE
+            else:
+                reason = _from_source(url, part, md5, size, attempts, timeout, verbose)
+                if reason is None:
+                    part.replace(target)
             if reason is None:
-                part.replace(target)
                 return target
             reasons.append(f"{url}: {reason}")
     raise DownloadError(
@@ -80,14 +102,74 @@ def download(
 def remote_size(urls: Sequence[str], *, timeout: float = 10.0) -> int | None:
     """The size in bytes stated by the first source that answers; None if no source states it."""
     for url in urls:
-        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": _USER_AGENT})
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                if response.headers.get("Content-Length"):
-                    return int(response.headers["Content-Length"])
-        except (OSError, http.client.HTTPException):
+            found = _size_on_hub(url, timeout) if _ON_THE_HUB.fullmatch(url) else _size_at(url, timeout)
+        except Exception:  # malformed answers raise what they like
             continue
+        if found is not None:
+            return found
     return None
+
+
+def _size_at(url: str, timeout: float) -> int | None:
+    if constants.HF_HUB_OFFLINE:
+        return None
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": _USER_AGENT})
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        return _length_of(response)
+
+
+def _size_on_hub(url: str, timeout: float) -> int | None:
+    place = _place(url)
+    address = hf_hub_url(place["repo"], place["file"], repo_type=place["kind"], revision=place["revision"])
+    return get_hf_file_metadata(address, timeout=timeout).size
+
+
+def _place(url: str) -> dict[str, Any]:
+    found = _ON_THE_HUB.fullmatch(url)
+    return {} if found is None else found.groupdict()
+
+
+def _from_hub(url: str, target: Path, md5: str, verbose: bool) -> str | None:
+    """Has the hub's client fetch a file, unless its cache has it, and links the target to it; or says why not."""
+    place = _place(url)
+    try:
+        with _bars(verbose):
+            cached = hf_hub_download(place["repo"], place["file"], repo_type=place["kind"], revision=place["revision"])
+    except Exception as error:  # the client raises many unrelated types: HTTP, offline, gated, not found
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    file = Path(cached).resolve()
+    found = md5_of(file)
+    if found != md5:
+        return f"the file there has MD5 {found}, not {md5}: it is another one, or damaged"
+    _link(file, target)
+    return None
+
+
+def _link(file: Path, target: Path) -> None:
+    """Gives a file a second name, without a second copy where the file systems can do that."""
+    with suppress(OSError):
+        os.link(file, target)
+        return
+    with suppress(OSError):
+        target.symlink_to(file)
+        return
+    with replacing(target) as scratch:
+        shutil.copyfile(file, scratch)
+
+
+@contextmanager
+def _bars(verbose: bool) -> Iterator[None]:
+    """The hub's progress bars, only if they are wanted."""
+    bars = cast(Any, utils)
+    if verbose or bars.are_progress_bars_disabled():
+        yield
+        return
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bars()
 
 
 def md5_of(file: Path) -> str:
@@ -107,7 +189,9 @@ def _from_source(
             found = _continue(url, part, size, timeout, verbose)
         except _SourceError as error:
             return str(error)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # the last of malformed headers and redirects
+            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+                return f"{part} cannot be written: {error}"
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 425, 429):
                 return f"the server answers {error.code} {error.reason}"
             progress = _size(part) > before
@@ -157,16 +241,18 @@ def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: b
         begins = _start_of(response)
         if begins > have:
             raise _SourceError(f"the server was asked for bytes from {have} on and answers from {begins} on")
-        rest = response.headers.get("Content-Length")
-        total = begins + int(rest) if rest is not None else None
+        rest = _length_of(response)
+        total = begins + rest if rest is not None else None
         if size is not None and total is not None and total != size:
             raise _SourceError(f"the file there has {total} bytes, not {size}: it is another one")
-        if total is not None and shutil.disk_usage(part.parent).free < total - have:
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and free < total - have:
             raise _SourceError(f"it has {total} bytes, more than are free in {part.parent}")
-        return _receive(response, part, begins, total, verbose)
+        most = total or size or have + max(free - _RESERVE, 0)
+        return _receive(response, part, begins, total, most, verbose)
 
 
-def _receive(response: Any, part: Path, begins: int, total: int | None, verbose: bool) -> str:
+def _receive(response: Any, part: Path, begins: int, total: int | None, most: int, verbose: bool) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with part.open("r+b" if part.exists() else "w+b") as file:
         file.truncate(begins)  # 0 if the server cannot resume a download
@@ -175,16 +261,38 @@ def _receive(response: Any, part: Path, begins: int, total: int | None, verbose:
             total=total, initial=begins, desc=part.name.removesuffix(".part"), unit="B", unit_scale=True,
             disable=not verbose,
         ) as bar:  # fmt: skip
+            since, before = time.monotonic(), file.tell()
             while data := response.read1(_CHUNK):
+                if file.tell() + len(data) > most:
+                    file.truncate(0)
+                    raise _SourceError(f"it sends more than {most} bytes")
                 file.write(data)
                 digest.update(data)
                 bar.update(len(data))
+                if time.monotonic() - since > _WINDOW:
+                    if file.tell() - before < _LEAST:
+                        raise _SourceError(f"it sent {file.tell() - before} bytes in {_WINDOW:.0f} s")
+                    since, before = time.monotonic(), file.tell()
         file.flush()
         os.fsync(file.fileno())
         have = file.tell()
     if total is not None and have < total:
         raise ConnectionError(f"the connection was cut after {have} of {total} bytes")
     return digest.hexdigest()
+
+
+def _length_of(response: Any) -> int | None:
+    """How many bytes the server announces; None where it does not.
+
+    Raises:
+        _SourceError: It is no number.
+    """
+    stated = response.headers.get("Content-Length")
+    if stated is None:
+        return None
+    if not (stated.isascii() and stated.isdigit()):
+        raise _SourceError(f"the server answers with Content-Length {stated!r}")
+    return int(stated)
 
 
 def _start_of(response: Any) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import io
 import itertools
 import json
@@ -15,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -29,7 +29,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import RunFileError
-from ..extras import require
+from ..extras import is_installed, require
 from .atomic import check_writable, replacing
 from .frames import deduplicate
 from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
@@ -50,8 +50,11 @@ _FIELDS = ("qid", "Q0", "docno", "rank", "score", "tag")
 _ALIASES = {"qid": ("query_id",), "docno": ("doc_id", "docid")}  # as ir_datasets, Lightning IR and Terrier name them
 _ROWS = 500_000  # rows that are written together
 _BLOCK = 8 << 20  # bytes of a text file that are parsed together
+_LONGEST = 2 * _BLOCK  # bytes of a line of text, at most: what is longer is no line of a run
 _BATCH = 100_000  # rows of a Parquet file that are parsed together
 _BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
+_TOO_LARGE = ", which 64 bits do not hold"
+_TOO_LONG = f"longer than {_LONGEST >> 20} MiB, so no line of a run"
 _NO_ROWS = "{} has no rows. Check that it was copied or written completely."
 
 
@@ -244,9 +247,11 @@ class _FromHere(io.RawIOBase):
 
 def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[int], str]]:
     """The rows in pieces, not yet checked across rows, and a function that names a row in messages."""
-    start = bytearray(4)
-    stream.readinto(start)
-    stream.seek(0)
+    try:
+        start = stream.read(4)
+        stream.seek(0)
+    except _BROKEN_GZ as error:
+        raise _broken_gz(name, 1, error) from error
     if start == b"PAR1":
         return _parquet_pieces(stream, name), lambda row: f"{name}, row {row + 1}"
     head = next(lines_of(stream, name), (0, ""))[1]
@@ -255,7 +260,7 @@ def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[in
 
 
 def _text_pieces(
-    stream: IO[bytes], name: str, parse: Callable[[bytes], pd.DataFrame], fault: Callable[[str], str | None]
+    stream: IO[bytes], name: str, parse: Callable[[bytes], pd.DataFrame], fault: Callable[[str, str], str | None]
 ) -> Iterator[pd.DataFrame]:
     """The frames that a fast parser makes of blocks. If it fails, a slow one looks for the malformed line."""
     ranked = None
@@ -266,21 +271,29 @@ def _text_pieces(
                 raise ValueError("rank is there for some rows and missing for others")
             ranked = "rank" in piece.columns
             yield piece
-    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, *_BROKEN_GZ) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError, *_BROKEN_GZ) as error:
+        head = ""
         for number, line in lines_of(stream, name):
-            what = fault(line)
+            head = head or line
+            what = fault(line, head)
             if what:
                 raise RunFileError(f"{name}, line {number}: {what}.") from error
         raise RunFileError(f"{name} is no run: {error}.") from error
 
 
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """The stream from its start, in blocks of whole lines, without blank lines."""
+    """The stream from its start, in blocks of whole lines, without blank lines.
+
+    Raises:
+        ValueError: A line is too long.
+    """
     stream.seek(0)
     rest = b""
     while data := stream.read(_BLOCK):
         end = data.rfind(b"\n") + 1
         block, rest = (rest + data[:end], data[end:]) if end else (b"", rest + data)
+        if len(rest) > _LONGEST:
+            raise ValueError(_TOO_LONG)
         if block and not block.isspace():
             yield block
     if rest and not rest.isspace():
@@ -329,6 +342,8 @@ def _trec(block: bytes) -> pd.DataFrame:
     run = _plain_trec(block, "\t" if b"\t" in head else " ")
     if run is not None:
         return run
+    if b"\x0b" in block or b"\x0c" in block:  # the parser would take them for spaces
+        raise ValueError("a control character")
     # One column more than a line has, so that the parser, which pads short lines, does not silently cut long ones.
     names = [*_FIELDS, "more"]
     kinds = {**dict.fromkeys(names, str), "rank": np.int64, "score": np.float64}
@@ -345,12 +360,18 @@ def _trec(block: bytes) -> pd.DataFrame:
     return parsed[["qid", "docno", "score", "rank"]]
 
 
+_NOT_PLAIN = re.compile(rb"[ \t][+-]?0[xX]|[\x0b\x0c]")
+"""What pyarrow's parser reads as numbers, or before numbers, and others do not."""
+
+
 def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
     """The fastest parser, pyarrow's, if installed, for well-formed lines with one separator between fields.
 
     For other lines it returns None; the other parser then reads them, or says what is wrong.
     """
-    if importlib.util.find_spec("pyarrow") is None:
+    if not is_installed("pyarrow"):
+        return None
+    if _NOT_PLAIN.search(block):
         return None
     pa, csv_reader, compute = (import_module(f"pyarrow{name}") for name in ("", ".csv", ".compute"))
     word, few = pa.string(), pa.dictionary(pa.int32(), pa.string())
@@ -358,7 +379,8 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
     try:
         table = csv_reader.read_csv(
             pa.BufferReader(block),
-            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=_BLOCK),
+            # All in one block: Arrow's threads can hang where a line is longer than a block.
+            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=len(block)),
             parse_options=csv_reader.ParseOptions(delimiter=separator, quote_char=False),
             convert_options=csv_reader.ConvertOptions(column_types=kinds, null_values=[]),
         )
@@ -374,7 +396,10 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
     return cast(pd.DataFrame, table.select(["qid", "docno", "score", "rank"]).to_pandas())
 
 
-def _trec_fault(line: str) -> str | None:
+def _trec_fault(line: str, head: str) -> str | None:
+    del head
+    if "\x0b" in line or "\x0c" in line:
+        return "a control character (vertical tab or form feed)"
     fields = [field for field in line.replace("\t", " ").split(" ") if field]
     if len(fields) != len(_FIELDS):
         return f"{len(fields)} fields, a TREC run has {len(_FIELDS)} ({' '.join(_FIELDS)})"
@@ -403,17 +428,23 @@ def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     number = 0
     text = io.TextIOWrapper(io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", errors="surrogateescape")
     try:
-        for number, line in enumerate(text, start=1):
+        for number, line in enumerate(iter(lambda: text.readline(_LONGEST + 1), ""), start=1):
+            if len(line) > _LONGEST:
+                raise RunFileError(f"{name}, line {number}: {_TOO_LONG}.")
             if not line.isascii() and any("\udc80" <= character <= "\udcff" for character in line):
                 raise RunFileError(f"{name}, line {number}: not UTF-8. Convert the file to UTF-8.")
             if stripped := line.strip(" \t\r\n"):
                 yield number, stripped
     except _BROKEN_GZ as error:
-        raise RunFileError(
-            f"{name}, line {number + 1}: the gz stream is broken or ends too early ({error}). Copy the file again."
-        ) from error
+        raise _broken_gz(name, number + 1, error) from error
     finally:
         text.detach().detach()
+
+
+def _broken_gz(name: str, line: int, error: BaseException) -> RunFileError:
+    return RunFileError(
+        f"{name}, line {line}: the gz stream is broken or ends too early ({error}). Copy the file again."
+    )
 
 
 def _line_of(stream: IO[bytes], row: int) -> int:
@@ -424,7 +455,7 @@ def _line_of(stream: IO[bytes], row: int) -> int:
 def _records(block: bytes) -> pd.DataFrame:
     """A frame with the right names and types; its errors do not say which line is wrong."""
     lines = block.decode("utf-8-sig").split("\n")
-    frame = pd.DataFrame.from_records([json.loads(line) for line in lines if line and not line.isspace()])
+    frame = pd.DataFrame.from_records([_record(line) for line in lines if line and not line.isspace()])
     frame = frame.rename(columns=_aliases(frame.columns))
     for key in ("qid", "docno"):
         if pd.api.types.infer_dtype(frame[key], skipna=False) == "integer":
@@ -434,9 +465,23 @@ def _records(block: bytes) -> pd.DataFrame:
     for key, kinds in (("score", "iuf"), ("rank", "iu")):
         if key in frame and frame[key].dtype.kind not in kinds:
             raise TypeError(f"{key} must hold numbers")
+    if "rank" in frame and frame["rank"].dtype.kind == "u":  # as many as 2**63 or more are read
+        raise OverflowError("rank must be below 2**63")
     if frame["score"].isna().any():
         raise ValueError("score is missing")
     return frame.astype({"score": np.float64})
+
+
+def _record(line: str) -> Any:
+    return json.loads(line, object_pairs_hook=_with_distinct_keys)
+
+
+def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in record if keys.count(key) > 1)!r} is there twice")
+    return record
 
 
 def _aliases(columns: Collection[str]) -> dict[str, str]:
@@ -449,11 +494,13 @@ def _aliases(columns: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _record_fault(line: str) -> str | None:
+def _record_fault(line: str, head: str) -> str | None:
     try:
-        record = json.loads(line)
+        record = _record(line)
     except ValueError as error:
         return f"no valid JSON: {error}"
+    except RecursionError:
+        return "no JSON that can be read: it is nested too deeply"
     if not isinstance(record, dict):
         return f"a line must hold a JSON object, got {type(record).__name__}"
     aliases = _aliases(record)
@@ -465,21 +512,43 @@ def _record_fault(line: str) -> str | None:
         if not isinstance(record[key], str):
             return f"{key} must be a string, got {record[key]!r}"
     score, rank = record["score"], record.get("rank")
-    if type(score) not in (int, float) or not math.isfinite(score):
-        return f"score must be a finite number, got {score!r}"
-    if type(rank) is not int and "rank" in record:
-        return f"rank must be a whole number, got {rank!r}"
+    if type(score) not in (int, float) or not (abs(score) <= sys.float_info.max):
+        return f"score must be a finite number, got {_shown(score)}"
+    if "rank" in record and (type(rank) is not int or abs(rank) >= 2**63):
+        return f"rank must be a whole number, got {_shown(rank)}{_TOO_LARGE if type(rank) is int else ''}"
+    if ("rank" in record) != ("rank" in _record(head)):
+        return "rank must be in all lines or in none, " + (
+            "the first has none" if "rank" in record else "it is missing"
+        )
     return None
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = "a very large number"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _parquet_pieces(stream: Any, name: str) -> Iterator[pd.DataFrame]:
     pa, pq = _pyarrow(f"{name}, a Parquet file,")
     if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which is slow in gz files
-        stream = pa.BufferReader(stream.read())
+        try:
+            stream = pa.BufferReader(stream.read())
+        except _BROKEN_GZ as error:
+            raise RunFileError(
+                f"{name}: the gz stream is broken or ends too early ({error}). Copy the file again."
+            ) from error
     try:
-        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)  # else it holds all that it has read
-        aliases = _aliases(file.schema_arrow.names)
-        names = {aliases.get(column, column): column for column in file.schema_arrow.names}
+        # Without a buffer of its own it holds all that it has read.
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        there = file.schema_arrow.names
+        twice = [column for column in dict.fromkeys(there) if there.count(column) > 1]
+        if twice:
+            raise RunFileError(f"{name}: column {twice[0]!r} is there twice. Keep one.")
+        aliases = _aliases(there)
+        names = {aliases.get(column, column): column for column in there}
         missing = [column for column in REQUIRED if column not in names]
         if missing:
             raise RunFileError(f"{name}: no column {', '.join(missing)}; there are: {', '.join(names)}.")
@@ -488,7 +557,7 @@ def _parquet_pieces(stream: Any, name: str) -> Iterator[pd.DataFrame]:
         for batch in file.iter_batches(batch_size=_BATCH):
             if batch.num_rows:
                 yield _from_arrow(pa, batch, names, name)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RunFileError(f"{name} is broken: {error}. Copy the file again.") from error
 
 
@@ -508,6 +577,7 @@ def _check_type(pa: Any, kind: Any, column: str, name: str) -> None:
 
 
 def _from_arrow(pa: Any, batch: Any, names: dict[str, str], name: str) -> pd.DataFrame:
+    batch.validate(full=True)  # strings that are not UTF-8 would be found only where they are used
     columns = {ours: batch.column(theirs) for ours, theirs in names.items()}
     for key in ("qid", "docno"):
         columns[key] = columns[key].cast(pa.string())
@@ -516,7 +586,10 @@ def _from_arrow(pa: Any, batch: Any, names: dict[str, str], name: str) -> pd.Dat
         rank = columns["rank"]
         if rank.null_count:
             raise RunFileError(f"{name}: rank is missing in {rank.null_count} rows.")
-        columns["rank"] = rank.cast(pa.int64())  # 1.5 is an error here
+        try:
+            columns["rank"] = rank.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise RunFileError(f"{name}: column rank must hold whole numbers of 64 bits: {error}.") from error
     return cast(pd.DataFrame, pa.table(columns).to_pandas())
 
 
@@ -674,7 +747,8 @@ def _parquet_sink(stream: Any, tag: str, separator: str) -> Iterator[Append]:
             except (pa.ArrowException, KeyError) as error:
                 raise ValueError(f"write: a column does not fit Parquet: {error}. Drop or convert it.") from error
             if parquet is None:
-                parquet = stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
+                opened = pq.ParquetWriter(stream, table.schema, compression="zstd", write_page_checksum=True)
+                parquet = stack.enter_context(opened)
             parquet.write_table(table)
 
         yield append

@@ -145,7 +145,8 @@ def read(
 
     Raises:
         RunFileError: The file is malformed: wrong number of fields, no number where one belongs, NaN or infinity,
-            missing or duplicate ids, no UTF-8, a truncated gz stream, no rows at all.
+            missing or duplicate ids, a JSON key or a column twice, no UTF-8, a line of more than 16 MiB, a gz stream
+            that is broken or cut off, Parquet pages that do not match their checksum, no rows at all.
         ValueError: The same of a frame.
         ImportError: A Parquet file, without pyarrow.
     """

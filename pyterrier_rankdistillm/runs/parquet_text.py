@@ -77,7 +77,9 @@ class ParquetText(pt.Transformer):
 
 def _make(form: MappedForm, source: Path) -> None:
     pa, _ = arrow()
-    file = import_module("pyarrow.parquet").ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
+    file = import_module("pyarrow.parquet").ParquetFile(
+        source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+    )
     names = file.schema_arrow.names
     docno = next((name for name in _DOCNO if name in names), None)
     if docno is None or "text" not in names:

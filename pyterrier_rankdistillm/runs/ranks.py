@@ -15,7 +15,7 @@ Integers = NDArray[np.int64]
 REQUIRED = ("qid", "docno", "score")
 
 
-FaultKind = Literal["id", "score", "twice"]
+FaultKind = Literal["id", "score", "rank", "twice"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Fault:
 
     Args:
         row: In which of its rows (from 0).
-        kind: An id that is missing, a score that is not finite, or a document that is twice in a ranking.
+        kind: An id that is missing, a score that is not finite, a rank that is not a whole number, or a document that
+            is twice in a ranking.
         what: The same in words.
     """
 
@@ -90,6 +91,11 @@ def first_fault(run: pd.DataFrame, ids: Ids, *, repeated: bool = True) -> Fault 
     if odd.any():
         row = int(odd.argmax())
         return Fault(row, "score", f"score must be a finite number, got {scores[row]}")
+    if "rank" in run.columns:
+        bad = _no_ranks(run["rank"])
+        if bad.any():
+            row = int(bad.argmax())
+            return Fault(row, "rank", f"rank must be a whole number of 64 bits, got {run['rank'].iloc[row]}")
     if repeated:
         again = ids.repeated()
         if again.any():
@@ -131,6 +137,17 @@ def order_disagrees(run: pd.DataFrame) -> pd.Index:
     query, score = by_rank["qid"].to_numpy(), by_rank["score"].to_numpy(dtype=np.float64)
     rises = (query[1:] == query[:-1]) & (score[1:] > score[:-1])
     return pd.Index(query[1:][rises].tolist()).unique()  # type: ignore[no-any-return]
+
+
+def _no_ranks(rank: pd.Series) -> NDArray[np.bool_]:
+    """Which ranks are none that 64 bits hold, shape (rows,)."""
+    kind = rank.dtype.kind
+    if kind == "i" and not rank.hasnans:
+        return np.zeros(len(rank), dtype=bool)
+    if kind == "u" and not rank.hasnans:
+        return rank.to_numpy() >= 2**63
+    values = pd.to_numeric(rank, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    return ~((values == np.floor(values)) & (np.abs(values) < 2.0**63))  # type: ignore[no-any-return]
 
 
 def _positions_if_in_order(rank: Integers, query: Integers) -> Integers | None:

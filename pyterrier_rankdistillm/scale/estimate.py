@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -15,7 +16,7 @@ import torch
 
 from ..checks import is_whole
 from ..runs.given import Texts, Topics
-from ..runs.shards import Shard
+from ..runs.shards import Shard, folder_of
 from .cluster import connected
 from .inputs import Model, RayRun
 from .plan import Plan, planned
@@ -38,9 +39,9 @@ class Estimate:
         gpus_per_worker: Number of GPUs per actor.
         pairs_per_second: Speed of one worker while the others also score, the sample's median.
         sampled_pairs: Number of pairs of the sample.
-        worker_gb: Peak memory of a worker in the sample, in 10^9 bytes, including mapped files.
+        worker_gb: Peak memory of a worker in the sample, in 10^9 bytes, including mapped files; NaN on Windows.
         gpu_gb: Peak GPU memory that a worker allocated; 0 without GPUs.
-        driver_gb: Peak memory of this process so far.
+        driver_gb: Peak memory of this process so far; NaN on Windows.
         disk_gb: Disk space of the shards and the run together, at about 30 bytes per row and copy.
     """
 
@@ -135,7 +136,7 @@ def estimate_rerank(
     who = "estimate_rerank"
     with connected(address, who), planned(run, model, path, text, topics, depth, None, num_workers, who) as plan:
         rows = _sample(plan, sample)
-        measured: list[dict[str, float]] = list(over_workers(Sampler, plan.job, rows, plan.workers))
+        measured: list[dict[str, float]] = list(over_workers(Sampler, plan.job, rows, plan.workers, folder_of(path)))
     pairs = sum(one["pairs"] for one in measured)
     speed = statistics.median(one["pairs"] / one["seconds"] for one in measured)
     return Estimate(
@@ -171,9 +172,11 @@ def _sample(plan: Plan, size: int) -> list[dict[str, Any]]:
 
 
 def _peak() -> float:
-    """The peak resident memory of this process, in bytes."""
-    import resource  # not on Windows
-
+    """The peak resident memory of this process, in bytes; NaN where the system does not report it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import platform
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, cast
 
 import pandas as pd
@@ -25,6 +29,13 @@ from .cluster import Workers, import_ray, silence
 
 ATTEMPTS = 3
 """How often a shard that kills its worker is started before it is given up."""
+
+BEAT = 5.0
+"""Seconds between two signs of life of a worker at work."""
+
+SILENCE = 600.0
+"""Seconds without a sign of life of any worker, or a finished shard, after which the work is given up: Ray itself waits
+for ever for workers that are stopped, or that it has no room for."""
 
 
 @dataclass
@@ -82,9 +93,12 @@ class Worker:
     Args:
         job: Ray's reference to the job.
         threads: Number of cores that it may use.
+        pulse: A folder for signs of life.
+        beat: Seconds between two of them.
     """
 
-    def __init__(self, job: Any, threads: int) -> None:
+    def __init__(self, job: Any, threads: int, pulse: Path, beat: float) -> None:
+        self._pulse, self._beat = pulse, beat
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizers' threads
         torch.set_num_threads(threads)
         self._reference = job
@@ -105,7 +119,8 @@ class Worker:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", TruncationWarning)
             try:
-                value = self.do(shard, batch["positions"][0].tolist(), list(batch["queries"][0]))
+                with self._alive(shard):
+                    value = self.do(shard, batch["positions"][0].tolist(), list(batch["queries"][0]))
             except Exception as raised:  # the driver raises it, whatever it is
                 error = _portable(raised)
         truncation = next((str(warning.message) for warning in caught), None)
@@ -115,6 +130,31 @@ class Worker:
         """Does the work of a shard."""
         raise NotImplementedError
 
+    @contextmanager
+    def _alive(self, shard: Shard) -> Iterator[None]:
+        """Gives signs of life meanwhile: a file that grows."""
+        file = self._pulse / f"{shard.index:06d}{_PULSE}"
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.is_set():
+                with suppress(OSError), file.open("ab") as signs:
+                    signs.write(b".")
+                ended.wait(self._beat)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
+_PULSE = ".pulse"
+
 
 class ReRanker(Worker):
     """Re-ranks shards and saves them in a folder; answers with the number of queries.
@@ -122,11 +162,13 @@ class ReRanker(Worker):
     Args:
         job: As for ``Worker``.
         threads: As for ``Worker``.
+        pulse: As for ``Worker``.
+        beat: As for ``Worker``.
         folder: Where finished shards are saved.
     """
 
-    def __init__(self, job: Any, threads: int, folder: ShardFolder) -> None:
-        super().__init__(job, threads)
+    def __init__(self, job: Any, threads: int, pulse: Path, beat: float, folder: ShardFolder) -> None:
+        super().__init__(job, threads, pulse, beat)
         self.folder = folder
 
     def do(self, shard: Shard, positions: list[int], queries: list[str]) -> int:
@@ -149,7 +191,7 @@ class ReRanker(Worker):
 
 
 def over_workers(
-    worker: type[Worker], job: Job, rows: list[dict[str, Any]], workers: Workers, **arguments: Any
+    worker: type[Worker], job: Job, rows: list[dict[str, Any]], workers: Workers, pulse: Path, **arguments: Any
 ) -> Iterator[Any]:
     """The workers' answers, as they arrive. Errors are raised; truncated texts are warned of once.
 
@@ -158,10 +200,11 @@ def over_workers(
         job: The job that all of them get.
         rows: The work, one row per shard: ``index``, ``qids``, ``positions`` and ``queries``.
         workers: The number of workers, and the resources of each.
-        arguments: The worker's arguments other than its job and its threads.
+        pulse: A folder that all of them see, for signs of life; created if it does not exist.
+        arguments: The worker's arguments other than its job, its threads and its pulse.
 
     Raises:
-        WorkerError: Ray gave up.
+        WorkerError: Ray gave up, or no worker gave a sign of life for ``SILENCE`` seconds.
     """
     ray = import_ray()
     if not rows:
@@ -176,12 +219,18 @@ def over_workers(
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=min(workers.number, len(rows))),
-            fn_constructor_kwargs={"job": ray.put(job), "threads": workers.cpus, **arguments},
+            fn_constructor_kwargs={
+                "job": ray.put(job),
+                "threads": workers.cpus,
+                "pulse": pulse,
+                "beat": BEAT,
+                **arguments,
+            },
             num_cpus=workers.cpus,
             num_gpus=workers.gpus or None,
         )
         try:
-            for row in data.iter_rows():
+            for row in _watched(data.iter_rows(), pulse):
                 answer: Answer = pickle.loads(row["answer"])
                 if answer.error is not None:
                     raise answer.error
@@ -194,6 +243,64 @@ def over_workers(
             raise WorkerError(
                 f"rerank_dataset: Ray stopped: {type(error).__name__}: {first} Call again: finished shards are kept."
             ) from error
+
+
+def _watched(rows: Iterator[Any], pulse: Path) -> Iterator[Any]:
+    """Rows as they come, from a thread, since nobody else can say that none will."""
+    came: SimpleQueue[tuple[Any, BaseException | None] | None] = SimpleQueue()
+    before = set(threading.enumerate())
+    over = False
+
+    def pull() -> None:
+        try:
+            for row in rows:
+                came.put((row, None))
+            came.put(None)
+        except BaseException as error:
+            came.put((None, error))
+
+    pulse.mkdir(parents=True, exist_ok=True)
+    threading.Thread(target=pull, daemon=True).start()
+    signs, since = _signs(pulse), time.monotonic()
+    try:
+        while True:
+            try:
+                answer = came.get(timeout=min(BEAT, SILENCE / 4))
+            except Empty:
+                if (now := _signs(pulse)) != signs:
+                    signs, since = now, time.monotonic()
+                elif time.monotonic() - since > SILENCE:
+                    raise WorkerError(
+                        f"rerank_dataset: no worker has given a sign of life for {SILENCE:.0f} s. Ray has no room for "
+                        f"them (`ray status` says what else has it), or they are stopped. See to it and call again: "
+                        f"finished shards are kept."
+                    ) from None
+                continue
+            if answer is None:
+                over = True
+                return
+            row, error = answer
+            if error is not None:
+                raise error
+            since = time.monotonic()
+            yield row
+            since = time.monotonic()
+    finally:
+        # Ray Data gives no other hold on an execution that has not answered yet than that it is a thread, which would
+        # keep its workers and go on with the work.
+        for thread in set(threading.enumerate()) - before:
+            if not over and type(thread).__name__ == "StreamingExecutor":
+                cast(Any, thread).shutdown(force=True)
+
+
+def _signs(pulse: Path) -> dict[str, int]:
+    """How many each shard's worker has given."""
+    signs = {}
+    with suppress(OSError):
+        for file in pulse.glob(f"*{_PULSE}"):
+            with suppress(FileNotFoundError):
+                signs[file.name] = file.stat().st_size
+    return signs
 
 
 def _portable(error: Exception) -> Exception:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..scratch import replacing_folder
 from . import writing
 from .encoder import PairEncoder
 from .folders import SentenceTransformer, locate, read_config, read_weights
@@ -117,7 +117,7 @@ class Checkpoint:
     ) -> Path:
         """Writes the checkpoint, so that this package and others can open it.
 
-        The folder appears whole or not at all.
+        At any moment the folder is the old one or the new one, complete.
 
         Args:
             folder: Where to; must not exist, be empty, or hold a checkpoint, which is replaced.
@@ -147,15 +147,9 @@ class Checkpoint:
             target.is_dir() and (not any(target.iterdir()) or (target / "config.json").exists())
         ):
             raise FileExistsError(f"{target} exists and is no checkpoint folder. Choose another folder, or remove it.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-            staged = Path(scratch) / "checkpoint"
-            staged.mkdir()
-            write(staged, self.encoder, self.tokenizer)
-            (staged / "README.md").write_text(model_card or self._model_card(format), encoding="utf-8")
-            if target.exists():
-                target.rename(Path(scratch) / "replaced")
-            staged.rename(target)
+        with replacing_folder(target) as new:
+            write(new, self.encoder, self.tokenizer)
+            (new / "README.md").write_text(model_card or self._model_card(format), encoding="utf-8")
         return target
 
     def _model_card(self, format: Format) -> str:  # noqa: A002

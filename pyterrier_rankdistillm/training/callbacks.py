@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pyterrier as pt
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..runs.atomic import write_json
+from ..runs.download import md5_of
+
 MEASURE = "measure"
 """The validation measure's name in the Trainer's logs, which add a prefix to it."""
 
 _COMPLETE = "complete.json"
-"""Written into a checkpoint last, since a killed process can leave an incomplete one."""
+"""Written into a checkpoint last, with digests of its files: a process can be killed, and a disk can fail."""
 
 
 class Guard(TrainerCallback):
@@ -42,7 +48,7 @@ class Guard(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             checkpoint = self.folder / f"checkpoint-{state.global_step}"
-            (checkpoint / _COMPLETE).write_text(json.dumps({"step": state.global_step}), encoding="utf-8")
+            write_json(checkpoint / _COMPLETE, {"step": state.global_step, "files": _digests(checkpoint)})
 
 
 class ProgressBar(TrainerCallback):
@@ -85,9 +91,46 @@ def tensorboard(folder: Path) -> TrainerCallback:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
+    """The newest complete checkpoint whose files are as they were written; a warning names newer, damaged ones."""
     finished = [file.parent for file in folder.glob(f"checkpoint-*/{_COMPLETE}")]
-    return max(finished, key=step_of, default=None)
+    for checkpoint in sorted(finished, key=step_of, reverse=True):
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        warnings.warn(
+            f"{damage} is damaged, so {checkpoint.name} is not gone on from, but an older checkpoint, if there is one.",
+            stacklevel=2,
+        )
+    return None
+
+
+def discard_newer(folder: Path, checkpoint: Path | None) -> None:
+    """Removes checkpoints after the one that a training goes on from: half of one, or damaged."""
+    for other in folder.glob("checkpoint-*[0-9]"):
+        if checkpoint is None or step_of(other) > step_of(checkpoint):
+            shutil.rmtree(other)
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """The MD5 of each of its files, but for other processes' random states, which may come later."""
+    files = (file for file in sorted(checkpoint.iterdir()) if not re.fullmatch(r"rng_state_\d+\.pth", file.name))
+    return {file.name: md5_of(file) for file in files if file.is_file() and file.name != _COMPLETE}
+
+
+def _damage(checkpoint: Path) -> Path | None:
+    """A file of a finished checkpoint, or of that with the best weights until then, that is not as it was written."""
+    try:
+        written = json.loads((checkpoint / _COMPLETE).read_text(encoding="utf-8"))["files"]
+        now = _digests(checkpoint)
+        damaged = next((name for name, digest in written.items() if now.get(name) != digest), None)
+        if damaged is not None:
+            return checkpoint / str(damaged)
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        named = state["best_model_checkpoint"]
+        best = None if named is None else checkpoint.with_name(Path(named).name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return checkpoint / _COMPLETE
+    return None if best in (None, checkpoint) else _damage(best)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -107,10 +109,17 @@ class Problems:
 
 @dataclass(frozen=True)
 class Sourced:
-    """Training data, and how many queries were left out of it, by reason."""
+    """Training data.
+
+    Args:
+        data: What is trained on.
+        left_out: How many queries were left out of it, by reason.
+        about: Where it came from, for the record: ``rankings``, ``teacher``, ``texts``; without local paths.
+    """
 
     data: TrainingData
     left_out: Mapping[str, int]
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 def labelled_data(
@@ -168,7 +177,7 @@ def labelled_data(
     data = TrainingData(
         rankings, np.array(members, dtype=np.int64), found.queries, found.texts, trainable.all(), labelled=True
     )
-    return Sourced(data, left_out)
+    return Sourced(data, left_out, _about(found, text))
 
 
 def taught_data(
@@ -181,6 +190,7 @@ def taught_data(
     run: Run | GivenRun | None = None,
     text: GivenTexts | None = None,
     text_field: str = "text",
+    reuse: Collection[str] = (),
 ) -> Sourced:
     """A teacher's rankings.
 
@@ -194,6 +204,7 @@ def taught_data(
         run: The teacher's run, which may be larger than memory.
         text: Where texts come from that ``inp`` does not have.
         text_field: The column of ``inp`` with the texts.
+        reuse: Parts of a kept run of the teacher that may differ, as for ``runs.make_teacher_run``.
 
     Raises:
         TrainingDataError: The data cannot be used.
@@ -221,7 +232,7 @@ def taught_data(
         problems.check(0, settings.on_unusable)
     asked = len(rankings)
     if isinstance(ranker, pt.Transformer):
-        rankings = _asked(ranker, problems, settings, found)
+        rankings = _asked(ranker, problems, settings, found, reuse)
     elif ranker is not None:
         rankings = _looked_up(ranker, problems, settings, rankings)
     there = {"order": True, "values": rankings.has_scores, "relevance": bool(relevance)}
@@ -236,7 +247,28 @@ def taught_data(
     data = TrainingData(
         rankings, np.array(members, dtype=np.int64), found.queries, found.texts, relevance, labelled=False
     )
-    return Sourced(data, left_out)
+    # Without a teacher the ranking that is given is the teacher's.
+    taught_by = "the ranking that was given" if found.run is None else found.run.name
+    if teacher is not None:
+        taught_by = ranker.name if isinstance(ranker, GivenRun) else _told(teacher)
+    return Sourced(data, left_out, {"teacher": taught_by, **_about(found, text)})
+
+
+def _about(found: _Found, text: GivenTexts | None) -> dict[str, str]:
+    rankings = "a frame" if found.run is None else found.run.name
+    dataset = None if found.run is None else found.run.dataset
+    texts = text if text is not None else dataset
+    return {"rankings": rankings, "texts": "the frame" if texts is None else _told(texts)}
+
+
+def _told(given: object) -> str:
+    """What something is called in records, which may be published: names, but no folders."""
+    if isinstance(given, pd.DataFrame):
+        return "a frame"
+    if isinstance(given, os.PathLike) or (isinstance(given, str) and Path(given).expanduser().exists()):
+        return Path(given).name
+    text = given if isinstance(given, str) else repr(given)
+    return re.sub(r"(?:~|[.]{0,2})/[^\s'\"]*/", "", text)[:200]
 
 
 @dataclass(frozen=True)
@@ -412,7 +444,9 @@ def _run_of(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[[name for name in ("qid", "docno", "score", "rank") if name in frame.columns]]
 
 
-def _asked(teacher: pt.Transformer, problems: Problems, settings: Settings, found: _Found) -> Rankings:
+def _asked(
+    teacher: pt.Transformer, problems: Problems, settings: Settings, found: _Found, reuse: Collection[str]
+) -> Rankings:
     """Runs the teacher, resumably where there is a folder."""
     assert found.frame is not None
     topics = pd.DataFrame({"qid": list(found.queries), "query": list(found.queries.values())})
@@ -441,6 +475,7 @@ def _asked(teacher: pt.Transformer, problems: Problems, settings: Settings, foun
             depth=settings.depth or int(frame.groupby("qid").size().max()),
             seed=settings.seed,
             on_fault=settings.on_unusable,
+            reuse=[part for part in reuse if part in ("teacher", "first stage")],
             verbose=settings.verbose,
         )
         problems.skip("were ranked faultily by the teacher", list(made.record["faults"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -11,6 +11,9 @@ import pandas as pd
 
 from ..extras import require
 from .settings import Settings, Stage
+
+_HERE = ("folder", "resume", "verbose", "tensorboard", "device")
+"""Settings of where and how it was run, which say nothing of what came out."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +30,9 @@ class Training:
             the measure; NaN where a step has none.
         best_step: The step whose weights were kept; None without a validation.
         steps: The number of optimiser steps made.
+        about: Where the data came from: ``teacher``, ``rankings`` and ``texts``.
         seconds: Wall-clock time of this process, from the first step to the last.
+        notes: What there is to know of kept work that was taken up.
     """
 
     stage: Stage
@@ -39,12 +44,15 @@ class Training:
     best_step: int | None
     steps: int
     seconds: float
+    about: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def table(self) -> pd.DataFrame:
         """The summary: columns ``what`` and ``value``."""
         measure = self.settings.measure
-        lines: list[tuple[str, Any]] = [("loss", self.losses), ("queries", self.queries)]
+        lines: list[tuple[str, Any]] = [("teacher", self.about["teacher"])] if "teacher" in self.about else []
+        lines += [("loss", self.losses), ("queries", self.queries)]
         lines += [(f"left out: {reason}", number) for reason, number in self.left_out.items()]
         lines += [("steps", self.steps), ("lists per step", self.settings.batch_size)]
         loss = self.log["loss"].dropna()
@@ -59,7 +67,26 @@ class Training:
                 (f"{measure} last", f"{values[measure].iloc[-1]:.4f} at step {values['step'].iloc[-1]}"),
             ]
         lines.append(("seconds", f"{self.seconds:.0f}"))
+        lines += [("note", note) for note in self.notes]
         return pd.DataFrame(lines, columns=["what", "value"])
+
+    def as_record(self) -> dict[str, Any]:
+        """What a published checkpoint says of its training, as JSON values: settings, data, validation, time."""
+        settings = {name: value for name, value in self.settings.as_dict().items() if name not in _HERE}
+        measured = None
+        if self.settings.measure in self.log:
+            values = self.log[["step", self.settings.measure]].dropna().set_index("step")[self.settings.measure]
+            measured = {
+                "measure": self.settings.measure,
+                "before": float(values.iloc[0]),
+                "kept": None if self.best_step is None else float(values.loc[self.best_step]),
+                "step": self.best_step,
+            }
+        return {
+            "stage": self.stage, "loss": self.losses, "settings": settings, "data": dict(self.about),
+            "queries": self.queries, "left out": dict(self.left_out), "steps": self.steps, "validation": measured,
+            "seconds": round(self.seconds, 1),
+        }  # fmt: skip
 
     def plot(self) -> Any:
         """Plots the loss and, with a validation, the measure against steps.

@@ -26,7 +26,7 @@ from ..scoring.batching import plan_batches
 from ..scoring.encoder import PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
-from .callbacks import MEASURE, Guard, ProgressBar, last_checkpoint, tensorboard
+from .callbacks import MEASURE, Guard, ProgressBar, tensorboard
 from .lists import Lists, TrainingList
 from .losses import Losses
 from .settings import Settings
@@ -58,6 +58,7 @@ class ListwiseTrainer(Trainer):
         folder: Where checkpoints are written.
         steps: The number of optimiser steps.
         validate: Returns the validation measure of the current weights; called on one process.
+        resumed: Whether training continues from a checkpoint.
     """
 
     def __init__(
@@ -70,13 +71,14 @@ class ListwiseTrainer(Trainer):
         folder: Path,
         steps: int,
         validate: Callable[[], float] | None = None,
+        resumed: bool = False,
     ) -> None:
         self.settings = settings
         self.losses = Losses.of(settings.loss)
         self.pad = tokenizer.pad
         self.validate = validate
         encoder.recompute_layers(settings.gradient_checkpointing)
-        args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None)
+        args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None, resumed=resumed)
         super().__init__(
             model=Student(encoder.train().requires_grad_(True)),
             args=args,
@@ -210,15 +212,15 @@ class ListwiseTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation measure, computed on one process and sent to the others."""
         assert self.validate is not None
-        value = torch.zeros((), dtype=torch.float64, device=self.args.device)
         randomness = _random_state(self.args.device)  # so that the validation does not change the training
-        if self.is_world_process_zero():
-            value += self.validate()
+        value = self.validate() if self.is_world_process_zero() else 0.0
         _set_random_state(randomness, self.args.device)
         if self.args.world_size > 1:
-            torch.distributed.broadcast(value, src=0)
+            shared = torch.tensor(value, dtype=torch.float64, device=self.args.device)
+            torch.distributed.broadcast(shared, src=0)
+            value = shared.item()
         cast(nn.Module, self.model).train()
-        metrics = {f"eval_{MEASURE}": value.item()}
+        metrics = {f"eval_{MEASURE}": value}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -230,10 +232,13 @@ class ListwiseTrainer(Trainer):
         return is_best
 
 
-def training_arguments(settings: Settings, *, folder: Path, steps: int, validated: bool) -> TrainingArguments:
+def training_arguments(
+    settings: Settings, *, folder: Path, steps: int, validated: bool, resumed: bool
+) -> TrainingArguments:
     """The Trainer's arguments for our settings. Features that are not in the recipe are switched off."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("Settings: device must be one that torch finds here, got 'cuda'. Use 'cpu'.")
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if settings.device is not None and not found.get(settings.device, True):
+        raise ValueError(f"Settings: device must be one that torch finds here, got {settings.device!r}. Use 'cpu'.")
     dtype = resolved_dtype(settings)
     valid_every = settings.valid_every or max(1, steps // 10)
     keeps = settings.folder is not None
@@ -256,7 +261,7 @@ def training_arguments(settings: Settings, *, folder: Path, steps: int, validate
         logging_nan_inf_filter=False,  # it would hide a diverged training
         eval_strategy="steps" if validated else "no",
         eval_steps=valid_every if validated else None,
-        eval_on_start=validated and not (settings.resume and last_checkpoint(folder)),
+        eval_on_start=validated and not resumed,
         save_strategy="steps" if keeps or validated else "no",
         save_steps=settings.save_every or valid_every,
         save_total_limit=2,  # the last, and the best
@@ -285,8 +290,10 @@ def resolved_dtype(settings: Settings) -> DType:
     """The precision to train in."""
     if settings.dtype is not None:
         return settings.dtype
-    on_cuda = not _on_cpu(settings) and torch.cuda.is_available()
-    return "bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32"
+    if settings.device == "mps" or _on_cpu(settings):
+        return "float32"
+    # Below capability 8.0 torch emulates bfloat16, slower than float32.
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def _on_cpu(settings: Settings) -> bool:
@@ -338,10 +345,17 @@ class _RandomState:
 
 
 def _random_state(device: torch.device) -> _RandomState:
-    return _RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+    """What dropout on this device is drawn from."""
+    if device.type == "cuda":
+        return _RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device))
+    return _RandomState(torch.get_rng_state(), torch.mps.get_rng_state() if device.type == "mps" else None)
 
 
 def _set_random_state(state: _RandomState, device: torch.device) -> None:
     torch.set_rng_state(state.cpu)
-    if state.device is not None:
+    if state.device is None:
+        return
+    if device.type == "mps":
+        torch.mps.set_rng_state(state.device)
+    else:
         torch.cuda.set_rng_state(state.device, device)

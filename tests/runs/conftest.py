@@ -16,6 +16,8 @@ from pyterrier_rankdistillm.runs import download
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(download, "_PATIENCE", 0.0)
+    monkeypatch.setattr(download.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # of processes that are started
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving() as site:
         yield site

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,9 @@ import tiny
 import torch
 from pandas.testing import assert_frame_equal
 
-from pyterrier_rankdistillm import Checkpoint, MonoElectra, extras
+from pyterrier_rankdistillm import Checkpoint, KeptWorkWarning, MonoElectra, extras
+from pyterrier_rankdistillm.errors import InUseError
+from pyterrier_rankdistillm.locks import hold
 from pyterrier_rankdistillm.runs import ScoreCache
 from pyterrier_rankdistillm.runs import cache as module
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
@@ -130,7 +136,8 @@ def test_a_replaced_checkpoint_is_another_model(cached: Make, copied: Callable[.
     name = next(name for name in state if "word_embeddings" in name)
     tiny.save_state(folder, state | {name: state[name] * 1.5})
     second = cached(model=folder)
-    assert second.path != path
+    with pytest.warns(KeptWorkWarning, match=f"holds scores of another .*{path.name}.*They are kept, and not used"):
+        assert second.path != path
     assert second.path.name.rpartition("-")[0] == path.name.rpartition("-")[0]
     assert second(FRAME)["score"].tolist() != old["score"].tolist()
 
@@ -186,3 +193,43 @@ def test_without_pyterrier_caching(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(extras, "import_module", absent)
     with pytest.raises(ImportError, match=r"pip install 'pyterrier-rankdistillm\[cache\]'"):
         ScoreCache(MonoElectra("rankdistillm:demo"), tmp_path)
+
+
+def test_a_cache_whose_making_was_stopped_is_made_anew(cached: Make) -> None:
+    cache = cached()
+    right, path = cache(FRAME), cache.path
+    cache.close()
+    (path / "pt_meta.json").unlink()
+    assert_frame_equal(cached()(FRAME), right)
+    assert sorted(file.name for file in path.iterdir()) == ["db.sqlite3", "identity.json", "pt_meta.json"]
+
+
+def test_threads_take_turns(cached: Make) -> None:
+    cache, other = cached(), cached()
+    right = cache.reranker(FRAME)
+    with ThreadPoolExecutor(4) as threads:
+        for result in threads.map(lambda one: one(FRAME), [cache, other] * 4):
+            assert_frame_equal(result, right)
+
+
+def test_another_process_is_told_who_has_it(cached: Make) -> None:
+    cache = cached()
+    cache(FRAME)
+    lock = cache.path.with_name(f"{cache.path.name}.lock")
+    code = "import sys; from pathlib import Path; from pyterrier_rankdistillm.locks import hold; "
+    code += "hold(Path(sys.argv[1]), 'ScoreCache')"
+    done = subprocess.run([sys.executable, "-c", code, str(lock)], capture_output=True, text=True, check=False)
+    assert f"InUseError: ScoreCache is in use by process {os.getpid()} on " in done.stderr
+    cache.close()
+    assert not lock.exists()
+    with hold(lock, "somebody"), pytest.raises(InUseError, match=r"ScoreCache: .* is in use by .*Call close\(\) there"):
+        cache(FRAME)
+
+
+def test_a_damaged_cache_is_named(cached: Make) -> None:
+    cache = cached()
+    path = cache.path
+    cache.close()
+    (path / "db.sqlite3").write_bytes(b"rubbish" * 1000)
+    with pytest.raises(OSError, match=r"ScoreCache: .* cannot be read or written: .* delete the folder"):
+        cached()(FRAME)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from server import Site
 
+from pyterrier_rankdistillm.runs import download as module
 from pyterrier_rankdistillm.runs.download import DownloadError, download, md5_of, remote_size
 
 DATA = bytes(range(256)) * 400
@@ -150,8 +156,6 @@ def test_no_server(target: Path) -> None:
 
 
 def test_a_full_disk_is_said_before(site: Site, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyterrier_rankdistillm.runs import download as module
-
     site.files["/a"] = DATA
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Free(100))
     with pytest.raises(DownloadError, match="it has 102400 bytes, more than are free"):
@@ -206,3 +210,99 @@ def test_sizes_are_asked_without_downloading(site: Site, tmp_path: Path) -> None
     assert site.ranges("/a") == []
     (tmp_path / "x").write_bytes(DATA)
     assert md5_of(tmp_path / "x") == MD5
+
+
+class Rude:
+    """A server that writes what it is told to, byte by byte, and reads nothing but a request."""
+
+    def __init__(self, head: str, body: Callable[[], Iterator[bytes]] | None = None) -> None:
+        self.head, self.body = head, body
+
+    def __enter__(self) -> str:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.ended = threading.Event()
+        threading.Thread(target=self.serve, daemon=True).start()
+        return f"http://127.0.0.1:{self.socket.getsockname()[1]}/a"
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.socket.close()
+
+    def serve(self) -> None:
+        with suppress(OSError):
+            while not self.ended.is_set():
+                connection, _ = self.socket.accept()
+                with connection, suppress(OSError):
+                    connection.recv(65536)
+                    connection.sendall(self.head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+                    for piece in self.body() if self.body else ():
+                        if self.ended.is_set():
+                            break
+                        connection.sendall(piece)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        ("HTTP/1.1 200 OK\nContent-Length: abc", "Content-Length 'abc'"),
+        ("HTTP/1.1 200 OK\nContent-Length: -5", "Content-Length '-5'"),
+        ("HTTP/1.1 206 Partial\nContent-Range: bytes x-y/z\nContent-Length: 102400", "206 with Content-Range"),
+        ("HTTP/1.1 302 Found\nLocation: http://[::1", "ValueError"),
+        ("HTTP/1.1 302 Found\nLocation: file:///etc/hostname", "302"),
+        ("HTTP/1.1 abc", "BadStatusLine"),
+        ("nonsense", "BadStatusLine"),
+    ],
+)
+def test_a_malformed_answer_is_this_source_s_failure(site: Site, target: Path, head: str, reason: str) -> None:
+    site.files["/a"] = DATA
+    with Rude(head) as url:
+        with pytest.raises(DownloadError, match=re.escape(reason)):
+            download([url], target, md5=MD5, verbose=False, timeout=5)
+        assert remote_size([url, site.url("/a")]) == len(DATA)
+        download([url, site.url("/a")], target, md5=MD5, verbose=False, timeout=5)
+    assert target.read_bytes() == DATA
+
+
+def endless() -> Iterator[bytes]:
+    while True:
+        yield b"x" * 65536
+
+
+def trickle() -> Iterator[bytes]:
+    while True:
+        yield b"x"
+        time.sleep(0.02)
+
+
+def test_an_endless_body_is_bounded_by_what_was_announced(
+    site: Site, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files["/a"] = DATA
+    with Rude("HTTP/1.1 200 OK", endless) as url:
+        with pytest.raises(DownloadError, match="it sends more than 102400 bytes"):
+            download([url], target, md5=MD5, size=len(DATA), verbose=False, timeout=5)
+        monkeypatch.setattr(module, "_RESERVE", shutil.disk_usage(target.parent).free - 300_000)
+        with pytest.raises(DownloadError, match="it sends more than"):
+            download([url], target, md5=MD5, verbose=False, timeout=5)
+        assert all(file.stat().st_size == 0 for file in target.parent.iterdir())
+        download([url, site.url("/a")], target, md5=MD5, size=len(DATA), verbose=False, timeout=5)
+    assert target.read_bytes() == DATA
+
+
+def test_a_source_that_trickles_is_given_up(site: Site, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.files["/a"] = DATA
+    monkeypatch.setattr(module, "_WINDOW", 0.3)
+    with Rude("HTTP/1.1 200 OK\nContent-Length: 102400", trickle) as url:
+        with pytest.raises(DownloadError, match=r"it sent \d+ bytes in 0 s"):
+            download([url], target, md5=MD5, verbose=False, timeout=5)
+        download([url, site.url("/a")], target, md5=MD5, verbose=False, timeout=5)
+    assert target.read_bytes() == DATA
+
+
+def test_offline_nobody_is_asked(site: Site, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.files["/a"] = DATA
+    monkeypatch.setattr(module.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match="/a: HF_HUB_OFFLINE is set, so it is not asked"):
+        get(site, target, "/a")
+    assert remote_size([site.url("/a")]) is None
+    assert site.asked == []

@@ -46,6 +46,8 @@ class Texts(pt.Transformer):
     """A document whose first readers are killed."""
     deaths = 1
     """How many of them."""
+    stopping = ""
+    """A document whose reader is stopped (SIGSTOP); its process id goes into ``stopped``."""
     seconds = 0.0
     """How long fetching takes."""
 
@@ -61,6 +63,9 @@ class Texts(pt.Transformer):
             if died < self.deaths:
                 (self.folder / f"death-{died}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        if self.stopping in set(inp["docno"]):
+            (self.folder / "stopped").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
         return inp.assign(text=[None if docno == self.missing else text_of(docno) for docno in inp["docno"]])
 
     def __repr__(self) -> str:

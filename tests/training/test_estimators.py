@@ -27,6 +27,8 @@ from pyterrier_rankdistillm import (
     MonoElectraReRanker,
     runs,
 )
+from pyterrier_rankdistillm.errors import InUseError
+from pyterrier_rankdistillm.locks import hold, lock_in
 from pyterrier_rankdistillm.runs import published
 
 RUN, QRELS, TRAIN, VALID = toy.RUN, toy.QRELS, toy.TRAIN, toy.VALID
@@ -480,3 +482,28 @@ def test_without_accelerate(model: tiny.Tiny, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pyterrier_rankdistillm.extras.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"pip install 'pyterrier-rankdistillm\[train\]'"):
         fitted(toy.distillation(model.folder))
+
+
+def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, model: tiny.Tiny) -> None:
+    folder = tmp_path / "training"
+    settings: dict[str, Any] = {"save_every": 1, "folder": str(folder), "resume": True}
+    whole = toy.fine_tuning(model.folder, **settings)
+    whole.fit(TRAIN, QRELS)
+    file = folder / "checkpoint-3" / "optimizer.pt"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    again = toy.fine_tuning(model.folder, **settings)
+    with pytest.warns(UserWarning, match=r"checkpoint-3/optimizer.pt is damaged, so checkpoint-3 is not gone on from"):
+        again.fit(TRAIN, QRELS)
+    assert toy.same(toy.weights(whole.reranker), toy.weights(again.reranker))
+    assert not list(folder.glob("*.lock"))
+
+
+def test_a_folder_that_another_process_trains_in(tmp_path: Path, model: tiny.Tiny) -> None:
+    tuned = toy.fine_tuning(model.folder, folder=str(tmp_path))
+    with (
+        hold(lock_in(tmp_path), "somebody"),
+        pytest.raises(InUseError, match=r"FineTuning: folder .* is in use by process"),
+    ):
+        tuned.fit(TRAIN, QRELS)

@@ -1,0 +1,87 @@
+"""Run files with one thing wrong: each is refused by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pyterrier_rankdistillm import runs
+
+pytest.importorskip("pyarrow")
+
+GZ = gzip.compress(b"".join(b"q1 Q0 d%d %d %f t\n" % (i, i + 1, -i) for i in range(50)), mtime=0)
+
+EDGES = {
+    "first bytes of a gz": lambda: bytes(b ^ (0x10 if n == 40 else 0) for n, b in enumerate(GZ)),
+    "head of a gz": lambda: GZ[:8],
+    "gz of nothing but a line": lambda: gzip.compress(b"0" * (20 << 20), 1),
+    "rank of 64 bits": lambda: b'{"qid": "1", "docno": "a", "score": 1, "rank": 9223372036854775808}\n',
+    "rank of many digits": lambda: b'{"qid": "1", "docno": "a", "score": 1, "rank": ' + b"9" * 5000 + b"}\n",
+    "score of many digits": lambda: b'{"qid": "1", "docno": "a", "rank": 1, "score": ' + b"9" * 400 + b"}\n",
+    "rank in hexadecimal": lambda: b"1 Q0 a 0x10 1.0 t\n",
+    "nesting": lambda: b'{"qid": "1", "docno": "a", "score": 1, "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}\n",
+    "key twice": lambda: b'{"qid": "1", "docno": "a", "score": 1, "score": 2}\n',
+    "rank in one line of two": lambda: (
+        b'{"qid": "1", "docno": "a", "score": 1}\n{"qid": "1", "docno": "b", "score": 1, "rank": 2}\n'
+    ),
+    "vertical tab": lambda: b"1 Q0 a 1 \x0b1.0 t\n",
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_an_edge(edge: str, tmp_path: Path) -> None:
+    file = tmp_path / "some.run"
+    file.write_bytes(EDGES[edge]())
+    line = 2 if "line of two" in edge else 1
+    for reader in (runs.read, lambda f: list(runs.read_parts(f)), runs.Rankings.from_file):
+        with pytest.raises(runs.RunFileError, match=rf"^{re.escape(str(file))}, line {line}: "):
+            reader(file)
+
+
+def test_parquet_edges(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    invalid = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    base: dict[str, Any] = {"qid": ["1"], "docno": ["a"], "score": [1.0]}
+    for name, table in {
+        "is broken": pa.table(base | {"docno": invalid}),
+        "column 'score' is there twice": pa.Table.from_arrays(
+            [pa.array(values) for values in (*base.values(), [2.0])], names=[*base, "score"]
+        ),
+        "must hold whole numbers of 64 bits": pa.table(base | {"rank": pa.array([2**63], pa.uint64())}),
+    }.items():
+        pq.write_table(table, tmp_path / "some.parquet")
+        with pytest.raises(runs.RunFileError, match=name):
+            runs.read(tmp_path / "some.parquet")
+    for rank in ([2**63], [1.5], [float("nan")]):
+        for write in (lambda run: runs.write(run, tmp_path / "x.run"), runs.Rankings.from_frame):
+            with pytest.raises(ValueError, match="rank must"):
+                write(pd.DataFrame(base | {"rank": rank}))
+
+
+def test_pages_carry_checksums(tmp_path: Path) -> None:
+    """Texts that are long and not compressible, so that a flipped bit is almost surely in one."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=400)) for _ in range(300)]
+    run = pd.DataFrame({"qid": "1", "docno": words, "score": range(300)})
+    runs.write(run, tmp_path / "some.parquet")
+    good = (tmp_path / "some.parquet").read_bytes()
+    seen = 0
+    for _ in range(60):
+        data = bytearray(good)
+        data[rng.randrange(4, len(data) // 2)] ^= 1 << rng.randrange(8)
+        (tmp_path / "some.parquet").write_bytes(data)
+        try:
+            read = runs.read(tmp_path / "some.parquet")
+        except runs.RunFileError:
+            seen += 1
+        else:
+            assert read["docno"].tolist() == sorted(words, key=words.index)
+    assert seen >= 55
