@@ -1,5 +1,7 @@
 """Pairs per second of this package and its peers: the same weights, the same pairs, the same machine.
 
+    python benchmarks/scoring.py --family all --data ../shared/data/trec-dl-2019-pool \
+        --peer sentence-transformers=PYTHON --threads 1
     python benchmarks/scoring.py --data ../shared/data/trec-dl-2019-pool \
         --peer lightning-ir=PYTHON --peer pyterrier-dr=PYTHON --peer sentence-transformers=PYTHON \
         --peer onnxruntime=PYTHON --peer openvino:1024=PYTHON
@@ -11,6 +13,10 @@ Peers run at several batch sizes, the first of which is their default, or at tho
 must agree to 2e-5 (int8's are another model's, their difference is printed). The ceiling is what this machine's fp32
 matrix product could do with the operations that a pair needs, measured in the same rounds. With ``--data``, nDCG@10 of
 float32 and int8 with the demo checkpoint is printed too.
+
+With ``--family``, one model of each family at its usual size (random weights, transformers' own format, the demo's
+WordPiece tokenizer for all) is scored by this package and by Sentence Transformers at several batch sizes. Ratios are
+of processor time too, which a machine that others use disturbs less.
 """
 
 from __future__ import annotations
@@ -160,9 +166,14 @@ def work(kind: str, checkpoint: str, setting: Any, threads: int) -> None:
     sys.stdout = sys.stderr  # libraries that print must not disturb the answers
     for line in sys.stdin:
         pairs = json.loads(line)
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         scores = score(pairs)
-        answer = {"seconds": time.perf_counter() - started, "scores": scores, "peak_mb": peak_mb()}
+        answer = {
+            "seconds": time.perf_counter() - started,
+            "cpu": time.process_time() - used,
+            "scores": scores,
+            "peak_mb": peak_mb(),
+        }
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -182,6 +193,7 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self.seconds: list[float] = []
+        self.cpu: list[float] = []
         self.peak_mb = 0.0
 
     def score(self, pairs: list[list[str]]) -> tuple[list[float], float]:
@@ -194,12 +206,103 @@ class Worker:
             raise SystemExit(f"{self.name} died; run its worker by hand to see why: {self.process.args}")
         answer = json.loads(line)
         self.peak_mb = answer["peak_mb"]
+        self.last_cpu = float(answer["cpu"])
         return answer["scores"], answer["seconds"]
 
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+_12x768 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_ROBERTA = {**_12x768, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "minilm (6 x 384)": (
+        "BertConfig",
+        {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    ),
+    "bert (12 x 768)": ("BertConfig", _12x768),
+    "electra (12 x 768)": ("ElectraConfig", {**_12x768, "embedding_size": 768}),
+    "roberta (12 x 768)": ("RobertaConfig", _ROBERTA),
+    "xlm-roberta (12 x 768)": ("XLMRobertaConfig", _ROBERTA),
+    "distilbert (6 x 768)": ("DistilBertConfig", {}),
+    "modernbert (22 x 768)": ("ModernBertConfig", {"pad_token_id": 0}),
+    "deberta-v3 (12 x 768)": (
+        "DebertaV2Config",
+        {
+            **_12x768, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 256,
+            "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False, "type_vocab_size": 0,
+        },
+    ),
+    "albert (12 x 768)": ("AlbertConfig", {**_12x768, "embedding_size": 128}),
+}  # fmt: skip
+
+
+def make_family(folder: Path, name: str) -> Path:
+    """A model of a family with random weights, saved by transformers, with the demo checkpoint's tokenizer."""
+    import torch
+    import transformers
+
+    from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+
+    kind, settings = FAMILIES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(vocab_size=30522, num_labels=1, **settings)
+    model = getattr(transformers, kind.replace("Config", "ForSequenceClassification"))(config)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.02 if "embeddings" in parameter_name else 0.05)
+    model.save_pretrained(folder)
+    Checkpoint.open("rankdistillm:demo").tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
+    typed = kind in ("BertConfig", "ElectraConfig", "AlbertConfig")
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, "pad_token": "[PAD]",
+        "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]",
+        "model_input_names": ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def compare_families(args: argparse.Namespace) -> None:
+    """Prints a table: this package's time under Sentence Transformers' at its best batch size, per family."""
+    peers = [peer.split("=", 1) for peer in args.peer]
+    pairs = load_pairs(args.data, args.queries, args.depth)
+    names = list(FAMILIES) if args.family == "all" else [n for n in FAMILIES if n.split()[0] in args.family.split(",")]
+    print(f"{len(pairs)} pairs, {args.rounds} alternated rounds, {args.threads} threads")
+    print("| family | largest difference | faster by (clock) | range | faster by (processor time) | best batch there |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = make_family(Path(scratch), name)
+            ours = Worker("ours", sys.executable, "ours", folder, None, args.threads)
+            theirs = []
+            for peer, python in peers:
+                kind, _, sizes = peer.partition(":")
+                batches = [int(size) for size in sizes.split(",")] if sizes else PEERS[kind][1]
+                theirs += [Worker(f"{kind}, {b}", python, kind, folder, b, args.threads) for b in batches]
+            expected, _ = ours.score(pairs[:8])
+            for worker in theirs:  # one to warm up, and to compare
+                found, _ = worker.score(pairs[:8])
+                apart = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+            for _ in range(args.rounds):
+                for worker in (ours, *theirs):
+                    _, seconds = worker.score(pairs)
+                    worker.seconds.append(seconds)
+                    worker.cpu.append(worker.last_cpu)
+            best = min(theirs, key=lambda worker: statistics.median(worker.cpu))
+            clock = [b / a for a, b in zip(ours.seconds, best.seconds, strict=True)]
+            cpu = statistics.median(b / a for a, b in zip(ours.cpu, best.cpu, strict=True))
+            print(
+                f"| {name} | {apart:.1e} | {statistics.median(clock):.2f} | {min(clock):.2f} to {max(clock):.2f} | "
+                f"{cpu:.2f} | {best.name} |",
+                flush=True,
+            )
+            for worker in (ours, *theirs):
+                worker.close()
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -313,7 +416,11 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--family", help=f"compare families: all, or of {', '.join(n.split()[0] for n in FAMILIES)}")
     args = parser.parse_args()
+    if args.family:
+        compare_families(args)
+        return
 
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = make_checkpoints(Path(scratch))

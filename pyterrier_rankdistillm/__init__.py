@@ -25,7 +25,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import reproduction, runs, scale, training
     from .reproduction import Reproduction, reproduce
-    from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
+    from .reranker import CrossEncoderReRanker, MonoElectra, MonoElectraReRanker, TruncationWarning
     from .runs.kept import KeptWorkWarning
     from .scale import rerank_dataset
     from .scoring.checkpoint import Checkpoint
@@ -36,6 +36,7 @@ __version__ = version("pyterrier-rankdistillm")
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "CrossEncoderReRanker",
     "DataFileError",
     "Distillation",
     "DownloadError",
@@ -66,6 +67,7 @@ __all__ = [
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
 _HOME = {
     "Checkpoint": ".scoring.checkpoint",
+    "CrossEncoderReRanker": ".reranker",
     "Distillation": ".training",
     "FineTuning": ".training",
     "KeptWorkWarning": ".runs.kept",

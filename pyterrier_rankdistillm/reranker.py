@@ -6,7 +6,7 @@ import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .checks import first_no_text, is_text, is_whole, told, whole
-from .scoring.checkpoint import Checkpoint
+from .scoring.checkpoint import Checkpoint, Format
 from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
 
@@ -31,8 +31,8 @@ class TruncationWarning(UserWarning):
     """Queries or texts were longer than the model reads."""
 
 
-class MonoElectraReRanker(pt.Transformer):
-    """Re-ranks passages with a monoELECTRA cross-encoder: ``first_stage >> MonoElectra("webis/monoelectra-base")``.
+class CrossEncoderReRanker(pt.Transformer):
+    """Re-ranks passages with a cross-encoder: ``first_stage >> CrossEncoderReRanker("BAAI/bge-reranker-base")``.
 
     Takes a result frame with ``qid``, ``query``, ``docno`` and the text field; returns the same rows and columns with
     new ``score`` and ``rank`` (from 0), sorted by qid and rank. A score is the model's raw logit, computed in float32.
@@ -40,13 +40,16 @@ class MonoElectraReRanker(pt.Transformer):
     query and text only, not on the order or the index of the rows, nor on other rows. Equal (query, text) pairs are
     scored once. Ties are broken by docno, descending, as trec_eval does, so that ranks, ``% k`` and measures agree.
 
-    The model is opened when the first rows are scored. Pickles and deep copies contain its name, not its weights
-    (unless ``model`` is an open ``Checkpoint``).
+    Opens Lightning IR's cross-encoders (monoELECTRA and its like), and those of Sentence Transformers and transformers
+    over BERT, RoBERTa, DistilBERT, ELECTRA, ModernBERT, DeBERTa and other encoders. The model is opened when the first
+    rows are scored, and shares its weights with all open re-rankers of the same checkpoint; pickles and deep copies
+    carry its name, not its weights (unless ``model`` is an open ``Checkpoint``).
 
     Args:
-        model: A Hugging Face hub id (``"webis/monoelectra-base"``, ``"webis/monoelectra-large"``), a checkpoint
-            folder, ``"rankdistillm:demo"`` (a small one that ships with the package), or an open ``Checkpoint``.
-        revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for reproducible results.
+        model: A Hugging Face hub id (``"webis/monoelectra-base"``, ``"cross-encoder/ms-marco-MiniLM-L6-v2"``), a
+            checkpoint folder, ``"rankdistillm:demo"`` (a small one that ships with the package), or an open
+            ``Checkpoint``.
+        revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for numbers that last.
         local_files_only: Use the hub's local cache only, never the network.
         device: Torch device, such as ``"cuda:1"``; default: CUDA if available, else the CPU. Apple's MPS is used on
             request only.
@@ -75,12 +78,14 @@ class MonoElectraReRanker(pt.Transformer):
     Re-ranking, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
 
-    # Without an address, PyTerrier looks one up on the network each time a pipeline is drawn.
-    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
+    # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
+    schematic: ClassVar[dict[str, str]] = {"label": "CrossEncoder", "help_url": "https://arxiv.org/abs/2405.07920"}
+    default_model: ClassVar[str | None] = None
+    """What ``model`` is where it is not given; None: it has to be."""
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Checkpoint = "webis/monoelectra-base",
+        model: str | os.PathLike[str] | Checkpoint | None = None,
         *,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -93,7 +98,7 @@ class MonoElectraReRanker(pt.Transformer):
         activation: Activation | None = None,
         verbose: bool = False,
     ) -> None:
-        self.model = model
+        self.model = self._named(model)
         self.revision = revision
         self.local_files_only = local_files_only
         self.device = device
@@ -125,7 +130,7 @@ class MonoElectraReRanker(pt.Transformer):
         self._check_ids(inp)
         queries = self._strings(inp, "query")
         texts = self._strings(inp, self.text_field)
-        with pt.tqdm(total=len(inp), desc="MonoElectra", unit=" pairs", disable=not self.verbose) as bar:
+        with pt.tqdm(total=len(inp), desc=self.schematic["label"], unit=" pairs", disable=not self.verbose) as bar:
             scored = self.scorer.score(queries, texts, progress=bar.update)
         self._check_finite(inp, scored.scores)
         self._warn_of_cuts(scored)
@@ -146,19 +151,63 @@ class MonoElectraReRanker(pt.Transformer):
         """The scorer of (query, text) pairs (opened on first use)."""
         return self._open()[1]
 
-    def clone(self, **changes: Any) -> MonoElectraReRanker:
-        """A re-ranker with the same settings except for ``changes``; open weights are shared if they are the same."""
-        twin = cast(MonoElectraReRanker, pt.inspect.transformer_apply_attributes(self, **changes))
+    def clone(self, **changes: Any) -> CrossEncoderReRanker:
+        """A re-ranker with the same settings, but for ``changes``; open weights are shared where they are the same."""
+        twin = cast(CrossEncoderReRanker, pt.inspect.transformer_apply_attributes(self, **changes))
         if self._opened is not None and self._opened[0] == twin._opening():
             twin._opened = self._opened
         return twin
 
-    def save(self, folder: str | os.PathLike[str], *, model_card: str | None = None) -> Path:
-        """Writes the checkpoint in Lightning IR's format; see ``Checkpoint.save``."""
-        return self.checkpoint.save(folder, model_card=model_card)
+    def rank(self, query: str, texts: Sequence[str] | Mapping[Any, str]) -> pd.DataFrame:
+        """Ranks texts for one query, for those who have no result frame.
+
+        Args:
+            query: The query.
+            texts: The texts; or by docno.
+
+        Returns:
+            A frame with ``docno`` (the text's place in the list, from 0, or its key), the text field, ``score`` and
+            ``rank`` (from 0), best first.
+
+        Raises:
+            ValueError: The query or a text is no string.
+        """
+        if not (isinstance(query, str) or query is None):  # a missing one is told with the docno
+            raise ValueError(f"{type(self).__name__}.rank: query must be a string, got {query!r:.80}.")
+        if isinstance(texts, str) or not isinstance(texts, Sequence | Mapping | pd.Series | np.ndarray):
+            raise ValueError(
+                f"{type(self).__name__}.rank: texts must be a list of strings, or a dict of docnos and strings, got "
+                f"{texts!r:.80}."
+            )
+        by_docno = dict(texts) if isinstance(texts, Mapping) else dict(enumerate(texts))
+        frame = pd.DataFrame(
+            {
+                "qid": "1",
+                "query": query,
+                "docno": pd.Series(list(by_docno), dtype=None if by_docno else object),
+                self.text_field: pd.Series(list(by_docno.values()), dtype=object),
+            }
+        )
+        return self.transform(frame)[["docno", self.text_field, "score", "rank"]]
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        format: Format | None = None,  # noqa: A002
+        model_card: str | None = None,
+    ) -> Path:
+        """Writes the checkpoint, in Lightning IR's format or by transformers' names; see ``Checkpoint.save``."""
+        return self.checkpoint.save(folder, format=format, model_card=model_card)
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | None = None, model_card: str | None = None
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        format: Format | None = None,  # noqa: A002
+        model_card: str | None = None,
     ) -> str:
         """Uploads what ``save`` writes to the Hugging Face hub.
 
@@ -166,6 +215,7 @@ class MonoElectraReRanker(pt.Transformer):
             repo_id: ``"owner/name"``; created if it does not exist.
             private: Whether a new repository is private.
             token: Access token; default: the one of ``hf auth login``.
+            format: As for ``save``: ``"transformers"`` for a model that transformers and Sentence Transformers open.
             model_card: Text of ``README.md``; default: a card that says where the weights came from.
 
         Returns:
@@ -175,11 +225,9 @@ class MonoElectraReRanker(pt.Transformer):
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = self.save(Path(scratch) / "checkpoint", model_card=model_card)
+            folder = self.save(Path(scratch) / "checkpoint", format=format, model_card=model_card)
             api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message="Upload a monoELECTRA re-ranker"
-            )
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a re-ranker")
         return str(commit)
 
     def __repr__(self) -> str:
@@ -195,6 +243,16 @@ class MonoElectraReRanker(pt.Transformer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
+
+    def _named(self, model: str | os.PathLike[str] | Checkpoint | None) -> str | os.PathLike[str] | Checkpoint:
+        if model is None:
+            model = self.default_model
+        if model is None:
+            raise ValueError(
+                f"{type(self).__name__}: model must be a hub id, a folder, or an open Checkpoint, got None. Name one, "
+                f"such as 'cross-encoder/ms-marco-MiniLM-L6-v2'."
+            )
+        return model
 
     def _opening(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in _OPENING)
@@ -271,7 +329,8 @@ class MonoElectraReRanker(pt.Transformer):
         if row is None:
             return values
         bad = [value for value in values if not is_text(value)]
-        value, docno, qid = values[row], inp["docno"].iloc[row], inp["qid"].iloc[row]
+        value = values[row]
+        docno, qid = (inp[name].iloc[[row]].tolist()[0] for name in ("docno", "qid"))
         remedy = (
             "Give every topic a query."
             if column == "query"
@@ -328,6 +387,16 @@ class MonoElectraReRanker(pt.Transformer):
         if self.activation is None:
             return scores
         return torch.sigmoid(torch.from_numpy(scores)).numpy()
+
+
+class MonoElectraReRanker(CrossEncoderReRanker):
+    """``CrossEncoderReRanker`` with the base-size monoELECTRA of Rank-DistiLLM where no model is named.
+
+    ``first_stage >> MonoElectra("webis/monoelectra-large")``.
+    """
+
+    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
+    default_model: ClassVar[str | None] = "webis/monoelectra-base"
 
 
 MonoElectra = MonoElectraReRanker

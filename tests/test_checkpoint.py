@@ -5,17 +5,19 @@ import os
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import tiny
 import torch
 from transformers import ElectraForSequenceClassification, ElectraModel
 
 from pyterrier_rankdistillm import CheckpointError
-from pyterrier_rankdistillm.scoring import checkpoint as module
+from pyterrier_rankdistillm.scoring import writing as module
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.scorer import Scorer
 
@@ -183,9 +185,12 @@ def test_lengths_that_exceed_the_positions_are_an_error(copied: Copied) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]},
-        {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
-        {"model_type": "mono", "backbone_model_type": "bert", "architectures": ["MonoBertModel"]},
+        {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},
+        {"model_type": "t5", "architectures": ["T5ForSequenceClassification"]},
+        {"model_type": "bart", "architectures": ["BartForSequenceClassification"]},
+        {"model_type": "mono", "backbone_model_type": "t5", "architectures": ["MonoT5Model"]},
+        {"model_type": "set-encoder", "architectures": ["SetEncoderElectraModel"]},
+        {"model_type": ["electra"], "architectures": None},
         {"model_type": None, "architectures": None},
     ],
 )
@@ -193,15 +198,16 @@ def test_other_models_are_errors_that_name_them(copied: Copied, changes: dict[st
     folder = copied()
     tiny.change_config(folder, **changes)
     text = message(folder)
-    assert "is no ELECTRA checkpoint" in text
+    assert "is not a cross-encoder that this package knows" in text
     assert repr(changes["model_type"]) in text
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("pooling_strategy", "mean"),
-        ("_bert_pool", True),
+        ("pooling_strategy", "min"),
+        ("pooling_strategy", ["mean"]),
+        ("_bert_pool", "yes"),
         ("use_adapter", True),
         ("tokenizer_pattern", "Query: {query}"),
         ("position_embedding_type", "relative_key"),
@@ -215,6 +221,143 @@ def test_settings_that_would_change_the_score_are_errors_that_name_them(copied: 
     text = message(folder)
     assert key in text
     assert repr(value) in text
+
+
+WRONG_SETTINGS: list[tuple[str, Any]] = [
+    *((key, value) for key in ("num_attention_heads", "vocab_size", "hidden_size", "max_position_embeddings")
+      for value in (0, -1, True, 10**30)),
+    ("num_hidden_layers", 10**6),
+    ("num_hidden_layers", 10**9),
+    *(("type_vocab_size", value) for value in ("x", -1, True, [2], 10**30)),
+    *(("layer_norm_eps", value) for value in ("x", 0, -1e-5, True, [], float("nan"), float("inf"))),
+    *(("pad_token_id", value) for value in ("x", -1, True, 10**6)),
+    *(("hidden_dropout_prob", value) for value in ("x", -0.1, 1.5, True)),
+    *(("hidden_act", value) for value in ([], 3, {})),
+    ("initializer_range", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_SETTINGS, ids=str)
+def test_settings_that_no_encoder_can_have_are_errors_that_name_them_at_once(
+    copied: Copied, key: str, value: Any
+) -> None:
+    folder = copied()
+    tiny.change_config(folder, **{key: value})
+    started = time.monotonic()
+    text = message(folder)
+    assert key in text or (key == "num_hidden_layers" and "missing: encoder.layer.2." in text)
+    assert str(folder) in text
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("name", ["modernbert-cls", "deberta-v2"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_hidden_layers", 10**6), ("hidden_size", -1), ("vocab_size", True), ("num_attention_heads", 0),
+     ("num_attention_heads", 5), ("intermediate_size", 10**30), ("hidden_size", "x")],
+)  # fmt: skip
+def test_so_they_are_for_transformers_own_modules(tmp_path: Path, name: str, key: str, value: Any) -> None:
+    folder = families.make(tmp_path, name)
+    tiny.change_config(folder, **{key: value})
+    started = time.monotonic()
+    assert str(folder) in message(folder)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("name", ["modernbert-cls", "deberta-v2", "albert"])
+def test_transformers_own_modules_want_all_weights_and_no_others(tmp_path: Path, name: str) -> None:
+    folder = families.make(tmp_path / name, name)
+    state = tiny.load_state(folder)
+    lost = next(weight for weight in state if "LayerNorm.weight" in weight or "norm.weight" in weight)
+    tiny.save_state(folder, {weight: tensor for weight, tensor in state.items() if weight != lost})
+    assert f"missing: {lost}" in message(folder)
+    tiny.save_state(folder, {**state, "adapter.down.weight": torch.zeros(4, 32)})
+    assert "unexpected: adapter.down.weight" in message(folder)
+    tiny.save_state(folder, state | {lost: torch.zeros(7)})
+    assert f"wrong shape: {lost}" in message(folder)
+
+
+def test_config_nested_without_end_is_an_error(copied: Copied) -> None:
+    folder = copied()
+    (folder / "config.json").write_text("[" * 200_000)
+    assert "config.json is not valid JSON" in message(folder)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("name", ["lightning-ir-hub", "classification-1", "modernbert-cls"])
+def test_weights_that_are_no_floating_point_numbers_of_16_bits_are_errors(
+    checkpoint: Made, tmp_path: Path, name: str, dtype: str
+) -> None:
+    folder = tmp_path / "model"
+    if name in tiny.FORMATS:
+        tiny.copy(checkpoint(name).folder, folder)
+    else:
+        families.make(folder, name)
+    state = tiny.load_state(folder)
+    one = next(weight for weight in state if weight.endswith(("dense.weight", "Wo.weight")))
+    for changed in ({one}, set(state)):  # one of them, and all
+        quantised = {n: (t * 9).clamp(-9, 9).to(getattr(torch, dtype)) if n in changed else t for n, t in state.items()}
+        tiny.save_state(folder, quantised)
+        text = message(folder)
+        assert f"({dtype})" in text
+        assert "quantised" in text
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floating_point_numbers_are_opened_as_float32(copied: Copied, model: tiny.Tiny, dtype: str) -> None:
+    folder = copied()
+    tiny.save_state(folder, {n: t.to(getattr(torch, dtype)) for n, t in tiny.load_state(folder).items()})
+    expected = [model.score(query, text) for query, text in tiny.PAIRS]
+    assert scores(Checkpoint.open(folder)) == pytest.approx(expected, abs=1e-5 if dtype == "float64" else 0.3)
+
+
+def test_token_ids_and_types_beyond_the_tables_are_errors(copied: Copied) -> None:
+    folder = copied()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+
+    def renumbered(token_id: Any) -> None:
+        model = tokenizer["model"] | {"vocab": vocab | {"onion": token_id}}
+        tiny.write_json(folder / "tokenizer.json", tokenizer | {"model": model})
+
+    renumbered(900)
+    assert f"has 901 tokens, the encoder embeds only {len(tiny.VOCAB)}" in message(folder)  # as many as before
+    for wild in (2**31, -1, "x", 2**70):
+        renumbered(wild)
+        assert "tokenizer.json cannot be read: token ids must be whole numbers" in message(folder)
+    tiny.write_json(folder / "tokenizer.json", tokenizer)
+    state = tiny.load_state(folder)
+    types = "embeddings.token_type_embeddings.weight"
+    tiny.save_state(folder, state | {types: state[types][:1].clone()})
+    tiny.change_config(folder, type_vocab_size=1)
+    assert "gives 2 token types, the encoder embeds only 1" in message(folder)
+
+
+def test_a_tokenizer_config_that_is_no_object_is_an_error(copied: Copied) -> None:
+    folder = copied()
+    (folder / "tokenizer_config.json").write_text("[1]")
+    assert "tokenizer_config.json cannot be read: it must hold a JSON object, got list" in message(folder)
+
+
+def test_texts_cut_at_the_left_are_an_error(copied: Copied) -> None:
+    folder = copied()
+    tiny.write_json(folder / "tokenizer_config.json", {"truncation_side": "left"})
+    assert "truncation_side must be 'right', got 'left'" in message(folder)
+
+
+@pytest.mark.parametrize("lines", [20, 100, 166])
+def test_a_cut_vocabulary_is_an_error(copied: Copied, lines: int) -> None:
+    folder = copied("vocab-txt")
+    tokens = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    (folder / "vocab.txt").write_text("\n".join(tokens[:lines]) + "\n", encoding="utf-8")
+    assert f"it has {lines} tokens, the encoder embeds {len(tiny.VOCAB)}" in message(folder)
+
+
+def test_a_longer_vocabulary_is_an_error(copied: Copied) -> None:
+    folder = copied("vocab-txt")
+    with (folder / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.write("more\n")
+    assert f"embeds only {len(tiny.VOCAB)}" in message(folder)
 
 
 def test_heads_that_do_not_divide_the_size_are_an_error(copied: Copied) -> None:

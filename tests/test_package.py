@@ -104,7 +104,9 @@ def test_scoring_needs_neither_data_frames_nor_pyterrier() -> None:
 def test_scoring_imports_nothing_of_ours_but_itself(file: Path) -> None:
     names = imported(file)
     names -= {f"{PACKAGE.name}.{floor}" for floor in GROUND}
-    assert not {name for name in names if name.split(".")[0] in ("pandas", "pyterrier", "transformers", "ir_datasets")}
+    # One file stands between transformers' own modules and the interface of ours; it is loaded when one is opened.
+    barred = {"pandas", "pyterrier", "ir_datasets"} | ({"transformers"} if file.name != "automodel.py" else set())
+    assert not {name for name in names if name.split(".")[0] in barred}
     ours = {name for name in names if name.split(".")[0] == PACKAGE.name}
     assert {name for name in ours if not name.startswith(f"{PACKAGE.name}.scoring")} == set()
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import ir_measures
 import numpy as np
 import pandas as pd
@@ -18,7 +20,14 @@ from pandas.testing import assert_frame_equal
 from pyterrier.measures import nDCG
 
 import pyterrier_rankdistillm
-from pyterrier_rankdistillm import Checkpoint, CheckpointError, MonoElectra, MonoElectraReRanker, TruncationWarning
+from pyterrier_rankdistillm import (
+    Checkpoint,
+    CheckpointError,
+    CrossEncoderReRanker,
+    MonoElectra,
+    MonoElectraReRanker,
+    TruncationWarning,
+)
 
 BREAD, RAIN = "why does bread rise", "why does it rain"
 COLUMNS = ["qid", "query", "docno", "text"]
@@ -851,6 +860,16 @@ def test_push_to_hub_uploads_what_save_writes(
     assert_equal(MonoElectra(tmp_path, device="cpu")(frame), mono(frame))
 
 
+def test_push_to_hub_in_the_format_of_transformers(
+    mono: MonoElectraReRanker, frame: pd.DataFrame, hub: FakeHub, tmp_path: Path
+) -> None:
+    mono.push_to_hub("owner/name", format="transformers")
+    for name, content in hub.files.items():
+        (tmp_path / name).write_bytes(content)
+    assert json.loads(hub.files["config.json"])["architectures"] == ["ElectraForSequenceClassification"]
+    assert_equal(MonoElectra(tmp_path, device="cpu")(frame), mono(frame))
+
+
 def test_push_to_hub_leaves_nothing_behind(
     mono: MonoElectraReRanker, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -858,6 +877,80 @@ def test_push_to_hub_leaves_nothing_behind(
     mono.push_to_hub("owner/name")
     assert "model.safetensors" in hub.files
     assert list(tmp_path.iterdir()) == []
+
+
+# --- without a run ---
+
+
+def test_rank_gives_a_frame_of_texts_best_first(mono: MonoElectraReRanker, model: tiny.Tiny) -> None:
+    texts = ["The cat sat on the mat.", "Yeast makes bread rise.", "", "The cat sat on the mat."]
+    out = mono.rank(BREAD, texts)
+    assert list(out.columns) == ["docno", "text", "score", "rank"]
+    assert [texts[docno] for docno in out["docno"]] == out["text"].tolist()
+    assert out["rank"].tolist() == [0, 1, 2, 3]
+    assert out["score"].is_monotonic_decreasing
+    assert out["score"].tolist() == pytest.approx([model.score(BREAD, text) for text in out["text"]], abs=1e-5)
+    assert_frame_equal(mono.rank(BREAD, tuple(texts)), out)
+    assert_frame_equal(mono.rank(BREAD, pd.Series(texts)), out)
+    assert_frame_equal(mono.rank(BREAD, np.array(texts, dtype=object)), out)
+
+
+def test_rank_by_docno(mono: MonoElectraReRanker) -> None:
+    texts = {"d7": "Yeast.", "d3": "The moon."}
+    out = mono.clone(text_field="body").rank(BREAD, texts)
+    assert list(out.columns) == ["docno", "body", "score", "rank"]
+    assert dict(zip(out["docno"], out["body"], strict=True)) == texts
+
+
+def test_rank_of_no_text_is_an_empty_frame(mono: MonoElectraReRanker) -> None:
+    for nothing in ([], {}):
+        out = mono.rank(BREAD, nothing)
+        assert (list(out.columns), len(out)) == (["docno", "text", "score", "rank"], 0)
+
+
+@pytest.mark.parametrize(
+    ("query", "texts", "message"),
+    [
+        (BREAD, "one text", r"\.rank: texts must be a list of strings, or a dict .*got 'one text'"),
+        (BREAD, None, "texts must be a list of strings"),
+        (BREAD, ["sun", 3], "text of docno 1 .*not a string but 3"),
+        (BREAD, ["sun", None], "text of docno 1 .*is missing"),
+        (None, ["sun"], "query of docno 0 .*is missing"),
+        (["a", "b"], ["sun", "moon"], r"query must be a string, got \['a', 'b'\]"),
+    ],
+)
+def test_rank_of_what_is_no_text_is_an_error(mono: MonoElectraReRanker, query: Any, texts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mono.rank(query, texts)
+
+
+# --- any cross-encoder ---
+
+
+def test_a_cross_encoder_is_named(model: tiny.Tiny, frame: pd.DataFrame, mono: MonoElectraReRanker) -> None:
+    with pytest.raises(
+        ValueError, match="CrossEncoderReRanker: model must be a hub id, a folder, or an open Checkpoint"
+    ):
+        CrossEncoderReRanker()
+    ours = CrossEncoderReRanker(model.folder, device="cpu")
+    assert_equal(ours(frame), mono(frame))
+    assert repr(ours) == f"CrossEncoderReRanker({str(model.folder)!r}, device='cpu')"
+    assert repr(ours.clone(doc_length=3)) == f"CrossEncoderReRanker({str(model.folder)!r}, device='cpu', doc_length=3)"
+    assert isinstance(mono, CrossEncoderReRanker)
+    assert not isinstance(ours, MonoElectraReRanker)
+    assert_equal(pickle.loads(pickle.dumps(ours))(frame), mono(frame))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert-cls", "deberta-v2"])
+def test_other_families_re_rank(name: str, frame: pd.DataFrame, tmp_path: Path) -> None:
+    folder = families.make(tmp_path, name)
+    scores = families.scores(folder, list(zip(frame["query"], frame["text"], strict=True)))
+    known = dict(zip(zip(frame["qid"], frame["docno"], strict=True), scores, strict=True))
+    out = CrossEncoderReRanker(Checkpoint.open(folder), device="cpu")(frame)
+    assert out["score"].tolist() == pytest.approx([known[row.qid, row.docno] for row in out.itertuples()], abs=2e-5)
+
+
+TestContractOfAnyCrossEncoder = pt.testing.transformer_test_class(lambda: CrossEncoderReRanker("owner/name"))
 
 
 def test_monoelectra_is_the_one_alias() -> None:

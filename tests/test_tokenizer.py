@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+import time
 from pathlib import Path
 
+import families
 import pytest
 import tiny
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.processors import TemplateProcessing
 
 from pyterrier_rankdistillm.scoring.tokenizer import Lengths, Pair, PairTokenizer, Tokens
 
@@ -207,3 +211,84 @@ def test_other_lengths_leave_the_tokenizer_as_it_was() -> None:
     longer = tokenizer.with_lengths(Lengths(4, 6, 512))
     assert len(longer.encode_docs(["sun " * 9])[0].ids) == 6
     assert len(tokenizer.encode_docs(["sun " * 9])[0].ids) == 3
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\u0085", "\x1c", "\x0b", "\x0c"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_vocab_txt_is_split_at_newlines_only(tmp_path: Path, odd: str, end: str) -> None:
+    """Each of these is a line's end for ``str.splitlines``, and a token of some published vocabularies."""
+    vocab = [*tiny.VOCAB[:5], odd, *tiny.VOCAB[5:]]
+    (tmp_path / "vocab.txt").write_bytes("".join(token + end for token in vocab).encode())
+    opened = PairTokenizer.from_folder(tmp_path, Lengths(None, None, 512))
+    assert opened.encode_docs(["cat"])[0].ids == [vocab.index("cat")]
+    assert opened.largest_id == len(vocab) - 1
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level", "sentencepiece"])
+def test_a_long_text_is_cut_as_if_it_had_been_tokenised_whole(tmp_path: Path, kind: str) -> None:
+    getattr(families, kind)(tmp_path)
+    generator = random.Random(3)
+    words = [*tiny.WORDS.split(), "\u6c34\u6c34", "Caf\u00e9", "x" * 90, "\U0001f600", "[MASK]", "<mask>", "\n\n", "  "]
+    texts = [" ".join(generator.choices(words, k=9_000)), "y" * 30_000, " " * 30_000 + "cat sun", "cat" + " " * 40_000]
+    for lengths in (Lengths(6, 200, 512), Lengths(None, None, 512)):
+        opened = PairTokenizer.from_folder(tmp_path, lengths)
+        whole = [opened.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        for text, ids in zip(texts, whole, strict=True):
+            query, doc = opened.encode_queries(["cat"])[0], opened.encode_docs([text])[0]
+            kept = opened.lengths.cut_pair(len(query.ids), min(len(ids), lengths.doc or len(ids)))[1]
+            pair = opened.join(query, doc)
+            size = len(pair.ids) - pair.first_segment - len(opened.template.after)
+            assert pair.ids[pair.first_segment : pair.first_segment + size] == ids[:kept]
+            assert pair.doc_cut == (kept < len(ids))
+
+
+def test_two_megabytes_take_no_longer_than_what_is_read_of_them() -> None:
+    tokenizer = pair_tokenizer(query=3, doc=256)
+    text = "the moon is not the sun and it is raining in the garden " * 40_000
+    seconds = []
+    for given in (text[:20_000], text):
+        started = time.perf_counter()
+        tokenizer.encode_docs([given] * 4)
+        seconds.append(time.perf_counter() - started)
+    assert seconds[1] < 20 * seconds[0]  # 110 times as long
+
+
+def test_the_special_tokens_of_a_pair_come_from_the_post_processor(tmp_path: Path) -> None:
+    families.byte_level(tmp_path)
+    library = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    opened = PairTokenizer.from_folder(tmp_path, Lengths(None, None, 512))
+    assert opened.template.special_tokens == opened.lengths.special_tokens == 4
+    for query, text in itertools.product(TEXTS, TEXTS):
+        expected = library.encode(query, text)
+        pair = join(opened, query, text)
+        assert pair.ids == expected.ids
+        ids, types, mask = opened.pad([pair])
+        assert (ids[0].tolist(), types[0].tolist()) == (expected.ids, expected.type_ids)
+        assert mask.all()
+
+
+def test_token_types_are_those_of_the_template() -> None:
+    tokenizer = reference()
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A", pair="[CLS]:2 $A:1 [SEP]:0 [SEP]:2 $B:2 [CLS]:1", special_tokens=special
+    )
+    opened = PairTokenizer(tokenizer, Lengths(None, None, 512))
+    pairs = [join(opened, query, text) for query, text in (("sun moon", "cat"), ("", ""), ("cat", ""), ("", "a b c"))]
+    ids, types, mask = opened.pad(pairs)
+    for row, (query, text) in enumerate((("sun moon", "cat"), ("", ""), ("cat", ""), ("", "a b c"))):
+        expected = tokenizer.encode(query, text)
+        size = len(expected.ids)
+        assert (ids[row, :size].tolist(), types[row, :size].tolist()) == (expected.ids, expected.type_ids)
+        assert mask[row].tolist() == [True] * size + [False] * (ids.shape[1] - size)
+    opened = PairTokenizer(tokenizer, Lengths(None, None, 512), {"model_input_names": ["input_ids", "attention_mask"]})
+    assert not opened.pad(pairs)[1].any()
+
+
+def test_a_post_processor_that_turns_the_pair_round_is_an_error() -> None:
+    tokenizer = reference()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A", pair="[CLS] $B [SEP] $A", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    with pytest.raises(ValueError, match="does not put the query before the passage"):
+        PairTokenizer(tokenizer, Lengths(None, None, 512))

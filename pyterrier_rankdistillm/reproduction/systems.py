@@ -13,7 +13,7 @@ import pyterrier as pt
 
 from .. import runs
 from ..errors import ReproductionError
-from ..reranker import MonoElectraReRanker
+from ..reranker import CrossEncoderReRanker
 from ..runs.kept import Record, Refusal, Work, refused
 from ..runs.making import FIRST_STAGE as FIRST_PART
 from ..runs.making import MadeRun, Roles, make_run
@@ -177,7 +177,7 @@ class Systems:
             path = self._path(ranked.stage, ranked.task, name)
             if isinstance(system, pt.Transformer):
                 run, record = self._make(name, system, with_text, ranked.topics, path)
-                device = str(system.scorer.device) if isinstance(system, MonoElectraReRanker) else None
+                device = str(system.scorer.device) if isinstance(system, CrossEncoderReRanker) else None
                 self.made_with[name] = {**record["teacher"], "device": device}
                 about = {key: record[key] for key in ("rows", "md5", "seconds")}
             else:

@@ -28,7 +28,7 @@ from .kept import KeptWorkWarning
 from .records import model_identity
 
 if TYPE_CHECKING:
-    from ..reranker import MonoElectraReRanker
+    from ..reranker import CrossEncoderReRanker
     from ..scoring.checkpoint import Checkpoint
 
 _KEY = "_text_digest"
@@ -55,20 +55,20 @@ class ScoreCache(pt.Transformer):
 
     Raises:
         ImportError: pyterrier-caching is not installed.
-        TypeError: It is not a ``MonoElectraReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
+        TypeError: It is not a ``CrossEncoderReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
         InUseError: From the first rows on: another process has this model's cache.
         OSError: From the first rows on: the cache cannot be read or written.
     """
 
     schematic: ClassVar[dict[str, str | None]] = {"label": "ScoreCache", "help_url": None}
 
-    def __init__(self, reranker: MonoElectraReRanker, folder: str | os.PathLike[str]) -> None:
-        from ..reranker import MonoElectraReRanker  # loads torch, which reading and writing runs does without
+    def __init__(self, reranker: CrossEncoderReRanker, folder: str | os.PathLike[str]) -> None:
+        from ..reranker import CrossEncoderReRanker  # loads torch, which reading and writing runs does without
 
-        if not isinstance(reranker, MonoElectraReRanker):
+        if not isinstance(reranker, CrossEncoderReRanker):
             raise TypeError(
-                f"ScoreCache: reranker must be a MonoElectraReRanker, whose model it can tell, got {reranker!r}. Use "
-                f"pyterrier_caching.ScorerCache for others."
+                f"ScoreCache: reranker must be a MonoElectraReRanker or another CrossEncoderReRanker, whose model "
+                f"it can tell, got {reranker!r}. Use pyterrier_caching.ScorerCache for others."
             )
         _caching()
         self.reranker = reranker
@@ -184,7 +184,7 @@ def _place(path: Path) -> _Place:
     return place
 
 
-def _cache(path: Path, reranker: MonoElectraReRanker, identity: dict[str, Any]) -> Any:
+def _cache(path: Path, reranker: CrossEncoderReRanker, identity: dict[str, Any]) -> Any:
     """Pyterrier-caching's cache, made where there is none that was made to its end."""
     make, options = _caching().Sqlite3ScorerCache, {"group": "query", "key": _KEY, "value": "score"}
     with _faults(path):

@@ -201,7 +201,7 @@ def ours(value: Any, walk: Walk) -> Shape | None:
     module = type(value).__module__
     if isinstance(value, type) or not module.startswith(__package__.partition(".")[0]):
         reranker = sys.modules.get(f"{__package__.partition('.')[0]}.reranker")
-        if reranker is None or not isinstance(value, reranker.MonoElectraReRanker):
+        if reranker is None or not isinstance(value, reranker.CrossEncoderReRanker):
             return None
         return Shape(
             "object", parts=[("model", _reranker(value)), ("class", type(value)), *_names(_without_model(value))]
@@ -272,7 +272,7 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     stated = json.loads(checkpoint.tokenizer.tokenizer.to_str())
     parts: list[Any] = [
         json.dumps(stated, sort_keys=True),
-        f"{checkpoint.encoder.config} {checkpoint.encoder.head_kind}",
+        f"{checkpoint.tokenizer.template} {checkpoint.encoder.signature}",
     ]
     for name, tensor in sorted(checkpoint.encoder.state_dict().items()):
         parts += [name, tensor_digest(tensor)]

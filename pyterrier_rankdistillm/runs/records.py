@@ -25,13 +25,13 @@ from ..identity import is_secret
 from .kinds import weights_digest
 
 if TYPE_CHECKING:
-    from ..reranker import MonoElectraReRanker
+    from ..reranker import CrossEncoderReRanker
 
 _MODEL_NAMES = ("model_id", "model_name", "model_name_or_path", "name_or_path", "revision")
 _DEEPEST, _LARGEST, _LONGEST = 6, 50, 1000  # levels, items, characters: what is more is only digested
 
 
-def model_identity(reranker: MonoElectraReRanker) -> dict[str, Any]:
+def model_identity(reranker: CrossEncoderReRanker) -> dict[str, Any]:
     """All that a re-ranker's scores depend on, except the device: the model (which it opens), lengths, precision.
 
     The weights and the tokenizer count by content, so that a folder whose checkpoint was replaced is another model.
@@ -59,9 +59,9 @@ def describe(transformer: pt.Transformer) -> dict[str, Any]:
 
 
 def _described(value: Any, depth: int) -> Any:
-    from ..reranker import MonoElectraReRanker  # loads torch, which reading and writing runs does without
+    from ..reranker import CrossEncoderReRanker  # loads torch, which reading and writing runs does without
 
-    if isinstance(value, MonoElectraReRanker):
+    if isinstance(value, CrossEncoderReRanker):
         return {"class": _class_name(value), **model_identity(value)}
     if isinstance(value, pt.Transformer):
         try:

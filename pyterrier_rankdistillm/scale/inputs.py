@@ -11,7 +11,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import InputError
-from ..reranker import MonoElectraReRanker
+from ..reranker import CrossEncoderReRanker, MonoElectraReRanker
 from ..runs.atomic import replacing
 from ..runs.files import write
 from ..runs.given import RUN, TOPICS, Texts, Topics, described, names_a_file, run_of, texts_of, topics_of
@@ -23,19 +23,19 @@ from .cluster import import_ray, silence
 
 RayRun = Any
 """A run, or a ``ray.data.Dataset``."""
-Model = MonoElectraReRanker | Checkpoint | str | os.PathLike[str]
+Model = CrossEncoderReRanker | Checkpoint | str | os.PathLike[str]
 
 _COLUMNS = ("qid", "query_id", "docno", "doc_id", "docid", "score", "rank", "query")
 _BATCH = 100_000  # rows of a Ray dataset that are written together
 
 
-def reranker_of(model: Model, who: str) -> MonoElectraReRanker:
+def reranker_of(model: Model, who: str) -> CrossEncoderReRanker:
     """The re-ranker as workers can open it: on whatever device they have, without a progress bar, by absolute path.
 
     Raises:
         ValueError: It names one GPU of a machine.
     """
-    reranker = model if isinstance(model, MonoElectraReRanker) else MonoElectraReRanker(model)
+    reranker = model if isinstance(model, CrossEncoderReRanker) else MonoElectraReRanker(model)
     if str(reranker.device) not in ("None", "cpu", "cuda"):
         raise ValueError(
             f"{who}: device of the re-ranker must be None, 'cpu' or 'cuda', got {str(reranker.device)!r}. "

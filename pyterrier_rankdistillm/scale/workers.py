@@ -20,7 +20,7 @@ import pyterrier as pt
 import torch
 
 from ..errors import WorkerError
-from ..reranker import MonoElectraReRanker, TruncationWarning
+from ..reranker import CrossEncoderReRanker, TruncationWarning
 from ..runs.rankings import Rankings
 from ..runs.records import versions
 from ..runs.shards import Shard, ShardFolder
@@ -49,7 +49,7 @@ class Job:
         depth: Number of documents per query; None for all.
     """
 
-    reranker: MonoElectraReRanker
+    reranker: CrossEncoderReRanker
     rankings: Rankings
     text: pt.Transformer
     depth: int | None

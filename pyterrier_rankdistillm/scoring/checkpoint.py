@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import weakref
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
-from safetensors.torch import save_file
+import torch
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..scratch import replacing_folder
-from .encoder import CrossEncoder
-from .folders import locate, read_config, read_weights
+from . import writing
+from .encoder import PairEncoder
+from .folders import SentenceTransformer, locate, read_config, read_weights
 from .formats import build_encoder, lengths_of
 from .tokenizer import PairTokenizer
+
+Format = Literal["lightning-ir", "transformers"]
 
 
 @dataclass(eq=False, repr=False)
@@ -30,7 +33,7 @@ class Checkpoint:
         revision: The commit on the hub, if it came from there.
     """
 
-    encoder: CrossEncoder
+    encoder: PairEncoder
     tokenizer: PairTokenizer
     source: str
     revision: str | None = None
@@ -46,36 +49,52 @@ class Checkpoint:
         revision: str | None = None,
         local_files_only: bool = False,
         new_head_seed: int | None = None,
+        drop_head: bool = False,
     ) -> Checkpoint:
         """Opens a checkpoint folder, a Hugging Face hub id, or ``"rankdistillm:demo"``.
 
-        Reads Lightning IR's format, ports of it with other names for the head, and
-        ``ElectraForSequenceClassification`` with one or two labels, each in one or several safetensors files.
-        ``pytorch_model.bin`` is read only if there is no safetensors file, and then without unpickling objects.
+        Reads Lightning IR's format, ports of it with other names for the head, ``...ForSequenceClassification`` with
+        one or two labels, and Sentence Transformers' cross-encoders (plain, or Transformer, Pooling and Dense), each
+        in one or several safetensors files. ``pytorch_model.bin`` is read only where there is no safetensors file, and
+        then without unpickling objects. A checkpoint that is open somewhere in this process shares its weights.
 
         Args:
             model: Folder, hub id, or ``"rankdistillm:demo"``.
             revision: Branch, tag or commit on the hub; default: its main branch.
             local_files_only: Use the hub's local cache only.
-            new_head_seed: For training: a backbone (ELECTRA, or BERT, whose encoder has the same shape) without a
-                head gets a new one, drawn from this seed. None, for re-ranking: a missing head is an error.
+            new_head_seed: For training: a backbone without a head gets a new one, drawn from this seed. None, for
+                re-ranking: a missing head is an error.
+            drop_head: With ``new_head_seed``: a trained head that cannot make a re-ranker's score (as one with three
+                labels) makes way for a new one, which a warning says. Otherwise it is an error.
 
         Raises:
             CheckpointError: The checkpoint cannot be found, read, or used for re-ranking.
+            ValueError: ``drop_head`` without ``new_head_seed``.
         """
+        if drop_head and new_head_seed is None:
+            raise ValueError("Checkpoint.open: drop_head needs new_head_seed, got None. Give the new head's seed.")
         folder, commit = locate(model, revision=revision, local_files_only=local_files_only)
+        modules = SentenceTransformer.read(folder)
+        folder = folder if modules is None else modules.transformer
         config = read_config(folder)
-        encoder = build_encoder(config, read_weights(folder), source=str(model), new_head_seed=new_head_seed)
+        encoder = build_encoder(
+            config,
+            read_weights(folder),
+            source=str(model),
+            modules=modules,
+            new_head_seed=new_head_seed,
+            drop_head=drop_head,
+        )
         try:
-            tokenizer = PairTokenizer.from_folder(folder, lengths_of(config, encoder.config.max_position_embeddings))
+            lengths = lengths_of(config, encoder.positions, [])
+            tokenizer = PairTokenizer.from_folder(folder, lengths, rows=encoder.vocab_size)
+            stated = [tokenizer.config.get("model_max_length"), None if modules is None else modules.longest]
+            tokenizer = tokenizer.with_lengths(lengths_of(config, encoder.positions, stated))
         except (ValueError, FileNotFoundError) as error:
             raise CheckpointError(f"{model}: {error}") from error
-        if tokenizer.tokenizer.get_vocab_size() > encoder.config.vocab_size:
-            raise CheckpointError(
-                f"{model}: the tokenizer has {tokenizer.tokenizer.get_vocab_size()} tokens, the encoder embeds only "
-                f"{encoder.config.vocab_size}. Use the tokenizer that the checkpoint was trained with."
-            )
-        return cls(encoder.eval().requires_grad_(False), tokenizer, source=str(model), revision=commit)
+        _check_tables(encoder, tokenizer, str(model))
+        encoder.eval().requires_grad_(False)
+        return cls(_shared(encoder), tokenizer, source=str(model), revision=commit)
 
     def with_lengths(self, *, query: int | None = None, doc: int | None = None) -> Checkpoint:
         """The same weights with other lengths, in tokens; None keeps the checkpoint's.
@@ -89,104 +108,122 @@ class Checkpoint:
         lengths = replace(old, query=query or old.query, doc=doc or old.doc)
         return Checkpoint(self.encoder, self.tokenizer.with_lengths(lengths), self.source, self.revision)
 
-    def save(self, folder: str | os.PathLike[str], *, model_card: str | None = None) -> Path:
-        """Writes the checkpoint so that this package, Lightning IR (0.0.6) and the hub can open it.
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        format: Format | None = None,  # noqa: A002
+        model_card: str | None = None,
+    ) -> Path:
+        """Writes the checkpoint, so that this package and others can open it.
 
-        Linear heads are written in Lightning IR's format. Classification heads, which that format cannot hold, are
-        written as ``ElectraForSequenceClassification``. At any moment the folder is
-        the old one or the new one, complete.
+        At any moment the folder is the old one or the new one, complete.
 
         Args:
-            folder: The folder to write. It must not exist, be empty, or hold a checkpoint, which is replaced.
+            folder: Where to; must not exist, be empty, or hold a checkpoint, which is replaced.
+            format: ``"lightning-ir"``, for Lightning IR (0.0.6); ``"transformers"``, for transformers and Sentence
+                Transformers with equal scores: ``...ForSequenceClassification`` where the head can be written so, else
+                Sentence Transformers' modules. It cuts pairs at one length, the sum of the two where there are two: a
+                pair of which one side is longer than its length scores otherwise there. Default: Lightning IR's for
+                linear heads, transformers' for others.
             model_card: Text of ``README.md``; default: a card that says where the weights came from.
 
         Returns:
             The folder.
 
         Raises:
-            FileExistsError: The folder holds something that is not a checkpoint.
+            FileExistsError: The folder holds something that is no checkpoint.
+            ValueError: A format that is not known, or that cannot hold this model.
         """
+        if format is None:
+            format = "lightning-ir" if writing.is_lightning_ir_own(self.encoder) else "transformers"  # noqa: A001
+        if format not in get_args(Format):
+            raise ValueError(
+                f"Checkpoint.save: format must be None or one of {', '.join(get_args(Format))}, got {format!r}."
+            )
+        write = {"lightning-ir": writing.lightning_ir, "transformers": writing.transformers}[format]
         target = Path(folder).expanduser().absolute()
         if target.exists() and not (
             target.is_dir() and (not any(target.iterdir()) or (target / "config.json").exists())
         ):
             raise FileExistsError(f"{target} exists and is no checkpoint folder. Choose another folder, or remove it.")
         with replacing_folder(target) as new:
-            self._write(new, model_card or self._model_card())
+            write(new, self.encoder, self.tokenizer)
+            (new / "README.md").write_text(model_card or self._model_card(format), encoding="utf-8")
         return target
 
-    def _write(self, folder: Path, model_card: str) -> None:
-        _write_json(folder / "config.json", self._config())
-        prefix = "" if self.encoder.head_kind == "linear" else "electra."
-        state = {
-            name if name.startswith(("linear.", "classifier.")) else prefix + name: tensor.contiguous()
-            for name, tensor in self.encoder.state_dict().items()
-        }
-        weights = folder / "model.safetensors"
-        save_file(state, weights, metadata={"format": "pt"})
-        weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes files that only the owner can read
-        _write_json(folder / "tokenizer_config.json", self._tokenizer_config())
-        self.tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
-        vocab = self.tokenizer.tokenizer.get_vocab(with_added_tokens=False)
-        (folder / "vocab.txt").write_text("".join(f"{t}\n" for t in sorted(vocab, key=vocab.__getitem__)), "utf-8")
-        special = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}
-        _write_json(folder / "special_tokens_map.json", special)
-        (folder / "README.md").write_text(model_card, encoding="utf-8")
-
-    def _config(self) -> dict[str, Any]:
-        lengths = self.tokenizer.lengths
-        config: dict[str, Any] = {**asdict(self.encoder.config), "position_embedding_type": "absolute"}
-        if self.encoder.head_kind == "classification":
-            labels = range(self.encoder.outputs)
-            config |= {
-                "architectures": ["ElectraForSequenceClassification"],
-                "model_type": "electra",
-                "id2label": {str(i): f"LABEL_{i}" for i in labels},
-                "label2id": {f"LABEL_{i}": i for i in labels},
-            }
-        else:
-            config |= {
-                "architectures": ["MonoElectraModel"],
-                "model_type": "mono",
-                "backbone_model_type": "electra",
-                "pooling_strategy": "first",
-                "scoring_strategy": "rank" if self.encoder.outputs == 1 else "mono",
-                "linear_bias": self.encoder.linear.bias is not None,
-                "tokenizer_pattern": None,
-            }
-        return config | {"query_length": lengths.query, "doc_length": lengths.doc, "dtype": "float32"}
-
-    def _tokenizer_config(self) -> dict[str, Any]:
-        lengths = self.tokenizer.lengths
-        classification = self.encoder.head_kind == "classification"
-        return {
-            **self.tokenizer.config,
-            "backbone_tokenizer_class": "ElectraTokenizerFast",
-            "tokenizer_class": "ElectraTokenizer" if classification else "CrossEncoderTokenizer",
-            "model_max_length": lengths.pair,
-            "query_length": lengths.query,
-            "doc_length": lengths.doc,
-        }
-
-    def _model_card(self) -> str:
+    def _model_card(self, format: Format) -> str:  # noqa: A002
         lengths = self.tokenizer.lengths
 
         def cut(length: int | None) -> str:
             return f"cut to {length} tokens" if length else f"cut so that the pair fits {lengths.pair} tokens"
 
-        linear = self.encoder.head_kind == "linear"
+        elsewhere = ""
+        if format == "transformers" and (lengths.query or lengths.doc):
+            elsewhere = (
+                "transformers and Sentence Transformers cut the pair at "
+                f"{writing.pair_length(lengths)} tokens instead, so that their scores are equal where neither the "
+                "query nor the passage is longer than that.\n\n"
+            )
         return (
             "---\nlibrary_name: pyterrier-rankdistillm\npipeline_tag: text-ranking\ntags:\n- cross-encoder\n"
             "- monoelectra\n---\n\n# A monoELECTRA passage re-ranker\n\n"
             f"Weights from: {self.source}{f' at revision {self.revision}' if self.revision else ''}.\n\n"
             f"Input: query ({cut(lengths.query)}) and passage ({cut(lengths.doc)}). Output: one raw logit, higher is "
-            "more relevant; compare logits of one query only.\n\n"
-            "```python\nfrom pyterrier_rankdistillm import MonoElectra\n\n"
-            'pipeline = first_stage >> MonoElectra("this/folder")\n```\n\n'
-            f"Format: {'Lightning IR' if linear else 'transformers, ElectraForSequenceClassification'}. Method: "
+            f"more relevant; compare logits of one query only.\n\n{elsewhere}"
+            "```python\nfrom pyterrier_rankdistillm import CrossEncoderReRanker\n\n"
+            'pipeline = first_stage >> CrossEncoderReRanker("this/folder")\n```\n\n'
+            f"Format: {'Lightning IR' if format == 'lightning-ir' else 'transformers'}. Method: "
             "Rank-DistiLLM (Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920).\n"
+        ).replace("monoELECTRA", "monoELECTRA" if self.encoder.config.model_type == "electra" else "cross-encoder")
+
+
+def _check_tables(encoder: PairEncoder, tokenizer: PairTokenizer, source: str) -> None:
+    """Whether pairs have room for text, and all their ids and types a row in the encoder's tables."""
+    lengths = tokenizer.lengths
+    if lengths.room < 1:
+        raise CheckpointError(
+            f"{source}: a pair must have room for more than its {lengths.special_tokens} special tokens, got "
+            f"{lengths.pair} tokens (of the encoder's positions, or model_max_length in tokenizer_config.json)."
+        )
+    tokens = tokenizer.largest_id + 1
+    if tokens > encoder.vocab_size:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {tokens} tokens, the encoder embeds only {encoder.vocab_size}. Use the "
+            f"tokenizer that the checkpoint was trained with."
+        )
+    types = max(tokenizer.template.types) + 1
+    if encoder.token_types is not None and types > encoder.token_types:
+        raise CheckpointError(
+            f"{source}: the tokenizer gives {types} token types, the encoder embeds only {encoder.token_types}. Use "
+            f"the tokenizer that the checkpoint was trained with."
         )
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+_OPEN: weakref.WeakSet[PairEncoder] = weakref.WeakSet()
+"""Encoders that were opened and are in use."""
+
+
+def _shared(encoder: PairEncoder) -> PairEncoder:
+    """An open encoder with the same weights, else this one.
+
+    Compared by content: a folder that was saved over is another model, a copy of one is the same.
+    """
+    for other in list(_OPEN):
+        if other is not encoder and _equal(encoder, other):
+            return other
+    _OPEN.add(encoder)
+    return encoder
+
+
+def _equal(one: PairEncoder, other: PairEncoder) -> bool:
+    if one.signature != other.signature or other.training or any(p.requires_grad for p in other.parameters()):
+        return False
+    ours, theirs = one.state_dict(), other.state_dict()
+    # The smallest first: a head tells trained encoders apart.
+    names = sorted(ours, key=lambda name: ours[name].numel())
+    return ours.keys() == theirs.keys() and all(_same(ours[name], theirs[name]) for name in names)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)

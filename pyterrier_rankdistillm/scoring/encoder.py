@@ -1,29 +1,46 @@
-"""The ELECTRA encoder with a scoring head, as one plain torch module.
+"""The BERT-shaped encoder with a scoring head, as one plain torch module: ELECTRA, BERT, RoBERTa, DistilBERT.
 
-It is written out rather than taken from ``transformers``, for three reasons. A re-ranker reads the [CLS] vector only,
-so the last layer is computed for that one position (the score is the same, and the layer costs almost nothing). Scores
-do not change with the installed ``transformers``. And no weight is ever initialised at random. Submodules have the
-names of the published weights, so that ``state_dict()`` is what a checkpoint file holds.
+Written out rather than taken from ``transformers``, for three reasons: most re-rankers read the [CLS] vector only, so
+the last layer is computed for that one position (the score is the same, the layer's cost nearly vanishes); the scores
+cannot drift with the installed ``transformers``; and no weight is ever initialised at random. Submodules carry the
+names of the weights of ELECTRA and of Lightning IR; ``formats`` has the tables of the other families' names.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
-HeadKind = Literal["linear", "classification"]
+HeadKind = Literal["linear", "classification", "bert", "roberta", "distilbert"]
+"""``"linear"``: one linear layer (Lightning IR, monoELECTRA). The others: a dense layer, an activation and a
+projection, as in ``ElectraForSequenceClassification`` (``"classification"``) and its like."""
+
+Pooling = Literal["first", "mean", "max", "sum"]
+"""How a pair's token vectors become one; all but ``"first"`` over all its tokens, special ones too."""
+
+ROBERTA = ("roberta", "xlm-roberta")
+"""Families whose positions are counted from ``pad_token_id`` + 1, over the tokens that are no padding."""
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of an ELECTRA encoder (Clark et al., 2020, https://arxiv.org/abs/2003.10555).
+    """The shape of a BERT-shaped encoder (Devlin et al., 2019, https://arxiv.org/abs/1810.04805).
 
-    Field names are those of ``config.json``. Sizes are numbers of units, and dropouts are probabilities.
+    Field names are those of ``config.json``; all sizes are numbers of units, dropouts are probabilities.
+
+    Args:
+        embedding_size: ELECTRA's; elsewhere ``hidden_size``.
+        max_position_embeddings: Rows of the table of positions, some of which RoBERTa does not use.
+        type_vocab_size: 0: tokens have no types (DistilBERT).
+        classifier_dropout: The head's; None: ``hidden_dropout_prob``.
+        model_type: The family: ``"electra"``, ``"bert"``, ``"roberta"``, ``"xlm-roberta"`` or ``"distilbert"``.
     """
 
     vocab_size: int
@@ -40,6 +57,8 @@ class EncoderConfig:
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
     pad_token_id: int = 0
+    classifier_dropout: float | None = None
+    model_type: str = "electra"
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -52,96 +71,272 @@ class EncoderConfig:
                 f"EncoderConfig: hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}."
             )
 
+    @property
+    def first_position(self) -> int:
+        """The row of the table of positions that a pair's first token gets."""
+        return self.pad_token_id + 1 if self.model_type in ROBERTA else 0
 
-ACTIVATIONS = {
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": _gelu_tanh,
     "relu": F.relu,
 }
 """Activations by the names of ``EncoderConfig.hidden_act``."""
 
 
-class CrossEncoder(nn.Module):
-    """Scores (query, passage) pairs: ELECTRA encoder, [CLS] vector, head.
+class _DenseHead(NamedTuple):
+    activation: Callable[[Tensor], Tensor]
+    drops_first: bool  # whether training drops out before the dense layer, too
+
+
+_DENSE_HEADS = {
+    "classification": _DenseHead(F.gelu, drops_first=True),
+    "bert": _DenseHead(torch.tanh, drops_first=False),
+    "roberta": _DenseHead(torch.tanh, drops_first=True),
+    "distilbert": _DenseHead(F.relu, drops_first=False),
+}
+
+
+class LinearMap(NamedTuple):
+    """A linear map of an encoder's layers: ``module.name``, and the activation that follows it there and may be fused.
 
     Args:
-        config: The encoder's shape.
-        head: ``"linear"``: one linear layer on the [CLS] vector (monoELECTRA); ``"classification"``: the head of
-            ``ElectraForSequenceClassification`` (dense layer, GELU, projection).
-        outputs: Rows of the head, 1 or 2. How two rows become one score depends on the head: the linear head takes the
-            log-probability of row 1 (Lightning IR's ``scoring_strategy="mono"``), the classification head the logit of
-            row 1.
-        head_bias: Whether the linear head has a bias.
+        module: The module that holds it.
+        name: Its name there.
+        activation: One of ``EncoderConfig.hidden_act``; None: there is none to be fused.
     """
 
-    def __init__(
-        self, config: EncoderConfig, head: HeadKind = "linear", outputs: int = 1, head_bias: bool = False
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.head_kind: HeadKind = head
-        self.outputs = outputs
-        self.embeddings = _Embeddings(config)
-        # Present only if the sizes differ, as in the published weights.
-        if config.embedding_size != config.hidden_size:
-            self.embeddings_project = nn.Linear(config.embedding_size, config.hidden_size)
-        self.encoder = _Encoder(config)
-        if head == "linear":
-            self.linear = nn.Linear(config.hidden_size, outputs, bias=head_bias)
-        else:
-            self.classifier = _ClassificationHead(config, outputs)
+    module: nn.Module
+    name: str
+    activation: str | None
 
+
+class PairEncoder(nn.Module, ABC):
+    """What scoring, training and saving know of a cross-encoder: token ids, types and mask in, logits out.
+
+    Attributes:
+        config: Its shape.
+        head_kind: What its head is called.
+        outputs: Rows of the head, 1 or 2.
+    """
+
+    config: Any
+    head_kind: str
+    outputs: int
+
+    @property
+    @abstractmethod
+    def signature(self) -> str:
+        """All that scores follow from beside the weights."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Rows of the table of tokens."""
+
+    @property
+    @abstractmethod
+    def token_types(self) -> int | None:
+        """Rows of the table of token types; None: types are not read."""
+
+    @property
+    @abstractmethod
+    def positions(self) -> int | None:
+        """Tokens that a pair can have; None: any number."""
+
+    @abstractmethod
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Scores a batch.
 
         Args:
             input_ids: Token ids, shape (batch, tokens).
-            token_type_ids: 0 for the query's part, 1 for the passage's, shape (batch, tokens).
-            attention_mask: True (or 1) for tokens, False for padding, shape (batch, tokens); None without padding.
+            token_type_ids: As the tokenizer gives them (mostly 0 for the query's part, 1 for the passage's), shape
+                (batch, tokens).
+            attention_mask: True (or 1) for tokens, False for padding, shape (batch, tokens); None where nothing is
+                padded.
 
         Returns:
             float32 logits, shape (batch,).
         """
+
+    @abstractmethod
+    def on(self, device: torch.device) -> PairEncoder:
+        """A twin for scoring: weights on ``device`` (shared with this one where they are there), evaluation mode."""
+
+    @abstractmethod
+    def copy(self, dropout: float | None = None) -> PairEncoder:
+        """A copy with its own float32 weights, to be trained.
+
+        Args:
+            dropout: Probability in all its layers (the config keeps what it says); None: the config's.
+        """
+
+    @abstractmethod
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """The linear maps of its layers, which may be replaced by faster ones; not those of its head."""
+
+    @abstractmethod
+    def without_activations(self) -> None:
+        """The activations of ``linear_maps`` are done by what replaced them."""
+
+    @abstractmethod
+    def recompute_layers(self, recompute: bool) -> None:
+        """In training: whether layers are computed again for the gradient rather than kept in memory."""
+
+
+class CrossEncoder(PairEncoder):
+    """Scores (query, passage) pairs: BERT-shaped encoder, pooled vector, head.
+
+    Args:
+        config: The encoder's shape.
+        head: What is done with the pooled vector, see ``HeadKind``.
+        outputs: Rows of the head, 1 or 2. Two rows become one score: the logit of row 1, or its log-probability.
+        head_bias: Whether the head's last layer has a bias; default: all have but the linear head.
+        pooling: How the vectors of a pair's tokens become one.
+        log_probability: With two rows: whether the score is the log-probability of row 1 (Lightning IR's
+            ``scoring_strategy="mono"``) or its logit; default: the log-probability for a linear head.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        head: HeadKind = "linear",
+        outputs: int = 1,
+        head_bias: bool | None = None,
+        *,
+        pooling: Pooling = "first",
+        log_probability: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.head_kind: HeadKind = head
+        self.outputs = outputs
+        self.head_bias = head != "linear" if head_bias is None else head_bias
+        self.pooling: Pooling = pooling
+        self.log_probability = outputs == 2 and (head == "linear" if log_probability is None else log_probability)
+        self.embeddings = _Embeddings(config)
+        # Present only where the sizes differ, as in the published weights.
+        if config.embedding_size != config.hidden_size:
+            self.embeddings_project = nn.Linear(config.embedding_size, config.hidden_size)
+        self.encoder = _Encoder(config, whole=pooling != "first")
+        if head == "linear":
+            self.linear = nn.Linear(config.hidden_size, outputs, bias=self.head_bias)
+        else:
+            self.classifier = _ClassificationHead(config, head, outputs, self.head_bias)
+
+    @property
+    def signature(self) -> str:
+        """All that scores follow from beside the weights."""
+        return f"{self.config} {self.head_kind} {self.outputs} {self.pooling} {self.log_probability}"
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the table of tokens."""
+        return int(self.config.vocab_size)
+
+    @property
+    def token_types(self) -> int | None:
+        """Rows of the table of token types; None: types are not read."""
+        return self.config.type_vocab_size or None
+
+    @property
+    def positions(self) -> int:
+        """Tokens that a pair can have."""
+        return int(self.config.max_position_embeddings - self.config.first_position)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Scores a batch; see ``PairEncoder.forward``."""
         hidden = self.embeddings(input_ids, token_type_ids)  # (B, T, E)
         if self.config.embedding_size != self.config.hidden_size:
             hidden = self.embeddings_project(hidden)  # (B, T, H)
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T)
-        cls = self.encoder(hidden, mask)  # (B, H)
-        # The head runs in float32 even under autocast: half precision would turn close scores into ties.
-        with torch.autocast(cls.device.type, enabled=False):
-            return self._score(cls.float())
+        mask = None if attention_mask is None else attention_mask.bool()
+        hidden = self.encoder(hidden, None if mask is None else mask[:, None, None, :])  # (B, H) or (B, T, H)
+        # Pooling and head run in float32 under autocast too: half precision would collapse close scores into ties.
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            return self._score(hidden if self.pooling == "first" else pooled(hidden, mask, self.pooling))
 
     def on(self, device: torch.device) -> CrossEncoder:
-        """A copy for scoring, in evaluation mode, on ``device``; weights that are there already are shared."""
+        """A twin for scoring; see ``PairEncoder.on``."""
         with torch.device("meta"):
             twin = self._blank(self.config)
         twin.load_state_dict({name: t.detach().to(device) for name, t in self.state_dict().items()}, assign=True)
         return twin.eval().requires_grad_(False)
 
     def copy(self, dropout: float | None = None) -> CrossEncoder:
-        """A copy with its own float32 weights, to be trained.
-
-        Args:
-            dropout: Dropout probability in all its layers (the config is not changed); None: the config's.
-        """
+        """A copy to be trained; see ``PairEncoder.copy``."""
         config = self.config
         if dropout is not None:
-            config = replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+            config = replace(
+                config,
+                hidden_dropout_prob=dropout,
+                attention_probs_dropout_prob=dropout,
+                classifier_dropout=None if config.classifier_dropout is None else dropout,
+            )
         copied = self._blank(config)
         copied.config = self.config
         copied.load_state_dict(self.state_dict())
         return copied.float()
 
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """The linear maps of its layers; see ``PairEncoder.linear_maps``."""
+        for layer in self.encoder.layer:
+            for module in layer.modules():
+                for name, child in module.named_children():
+                    if isinstance(child, nn.Linear):
+                        fused = self.config.hidden_act if module is layer.intermediate else None
+                        yield LinearMap(module, name, fused)
+
+    def without_activations(self) -> None:
+        """The activations of ``linear_maps`` are done by what replaced them."""
+        for layer in self.encoder.layer:
+            layer.activation = nn.Identity()
+
+    def recompute_layers(self, recompute: bool) -> None:
+        """See ``PairEncoder.recompute_layers``."""
+        self.encoder.recompute = recompute
+
     def _blank(self, config: EncoderConfig) -> CrossEncoder:
         """The same modules without these weights."""
-        head_bias = self.head_kind == "linear" and self.linear.bias is not None
-        return CrossEncoder(config, self.head_kind, self.outputs, head_bias)
+        return CrossEncoder(
+            config,
+            self.head_kind,
+            self.outputs,
+            self.head_bias,
+            pooling=self.pooling,
+            log_probability=self.log_probability,
+        )
 
-    def _score(self, cls: Tensor) -> Tensor:
-        if self.head_kind == "linear":
-            logits: Tensor = self.linear(cls)  # (B, outputs)
-            return logits[:, 0] if self.outputs == 1 else logits.log_softmax(dim=-1)[:, 1]
-        return self.classifier(cls)[:, -1]
+    def _score(self, vectors: Tensor) -> Tensor:
+        head = self.linear if self.head_kind == "linear" else self.classifier
+        logits: Tensor = head(vectors)  # (B, outputs)
+        return logits.log_softmax(dim=-1)[:, 1] if self.log_probability else logits[:, -1]
+
+
+def pooled(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
+    """One vector a pair.
+
+    Args:
+        hidden: Token vectors, shape (batch, tokens, size).
+        mask: True for tokens, shape (batch, tokens); None: nothing is padded.
+        pooling: How.
+
+    Returns:
+        Shape (batch, size).
+    """
+    if pooling == "first":
+        return hidden[:, 0]
+    if pooling == "max":
+        return (hidden if mask is None else hidden.masked_fill(~mask[..., None], -torch.inf)).amax(dim=1)
+    total = (hidden if mask is None else hidden * mask[..., None]).sum(dim=1)
+    if pooling == "sum":
+        return total
+    return total / (hidden.shape[1] if mask is None else mask.sum(dim=1, keepdim=True))
 
 
 class _Embeddings(nn.Module):
@@ -150,26 +345,40 @@ class _Embeddings(nn.Module):
         size = config.embedding_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        if config.type_vocab_size:
+            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.config = config
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        words = self.word_embeddings(input_ids)  # (B, T, E)
-        positions = self.position_embeddings.weight[: input_ids.shape[1]]  # (T, E)
-        hidden = words + self.token_type_embeddings(token_type_ids) + positions
-        return self.dropout(self.LayerNorm(hidden))
+        hidden = self.word_embeddings(input_ids)  # (B, T, E)
+        if self.config.type_vocab_size:
+            hidden = hidden + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(hidden + self._positions(input_ids)))
+
+    def _positions(self, input_ids: Tensor) -> Tensor:
+        if self.config.model_type not in ROBERTA:
+            return self.position_embeddings.weight[: input_ids.shape[1]]  # (T, E)
+        # RoBERTa leaves padding tokens out of the count, also where a text spells one out.
+        counted = input_ids.ne(self.config.pad_token_id)
+        return self.position_embeddings(counted.cumsum(dim=1) * counted + self.config.pad_token_id)  # (B, T, E)
 
 
 class _Encoder(nn.Module):
-    def __init__(self, config: EncoderConfig) -> None:
+    """The layers; ``whole``: all positions are read after the last one, rather than the first."""
+
+    def __init__(self, config: EncoderConfig, whole: bool = False) -> None:
         super().__init__()
+        self.whole = whole
         self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
         self.recompute = False  # in training: compute layers again for the gradient rather than keep them in memory
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.layer[:-1]:
             hidden = self._through(layer, hidden, hidden, mask)  # (B, T, H)
+        if self.whole:
+            return self._through(self.layer[-1], hidden, hidden, mask)  # (B, T, H)
         # Only the first position is read after the last layer, so only it is computed there.
         return self._through(self.layer[-1], hidden[:, :1], hidden, mask)[:, 0]  # (B, H)
 
@@ -246,13 +455,16 @@ class _ResidualOutput(_Dense):
 
 
 class _ClassificationHead(_Dense):
-    """The head of ``ElectraForSequenceClassification``."""
+    """A dense layer with an activation, and a projection: the heads of transformers' ``ForSequenceClassification``."""
 
-    def __init__(self, config: EncoderConfig, outputs: int) -> None:
+    def __init__(self, config: EncoderConfig, kind: HeadKind, outputs: int, bias: bool) -> None:
         super().__init__(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.out_proj = nn.Linear(config.hidden_size, outputs)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(config.hidden_size, outputs, bias=bias)
+        self.kind = kind
 
-    def forward(self, cls: Tensor) -> Tensor:
-        hidden = F.gelu(self.dense(self.dropout(cls)))
-        return self.out_proj(self.dropout(hidden))  # (B, outputs)
+    def forward(self, vectors: Tensor) -> Tensor:
+        activation, drops_first = _DENSE_HEADS[self.kind]
+        hidden = self.dense(self.dropout(vectors) if drops_first else vectors)
+        return self.out_proj(self.dropout(activation(hidden)))  # (B, outputs)

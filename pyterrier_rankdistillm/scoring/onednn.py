@@ -13,7 +13,7 @@ import platform
 import torch
 from torch import Tensor, nn
 
-from .encoder import ACTIVATIONS, CrossEncoder
+from .encoder import ACTIVATIONS, PairEncoder
 
 _FUSED = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 """The names and variants of oneDNN's operators for the activations of ``EncoderConfig.hidden_act``."""
@@ -29,8 +29,8 @@ class PackedLinear(nn.Module):
     """``activation(x @ weight.T + bias)`` in float32, with weights in oneDNN's own layout. For inference only.
 
     Args:
-        linear: The layer that it replaces; with a bias.
-        activation: One of ``EncoderConfig.hidden_act``; None: no activation.
+        linear: The layer that it replaces.
+        activation: One of ``EncoderConfig.hidden_act``; None: there is none.
     """
 
     def __init__(self, linear: nn.Linear, activation: str | None = None) -> None:
@@ -54,8 +54,8 @@ class Int8Linear(nn.Module):
     every processor, with or without VNNI.
 
     Args:
-        linear: The layer that it replaces; with a bias.
-        activation: One of ``EncoderConfig.hidden_act``; None: no activation.
+        linear: The layer that it replaces.
+        activation: One of ``EncoderConfig.hidden_act``; None: there is none.
     """
 
     def __init__(self, linear: nn.Linear, activation: str | None = None) -> None:
@@ -66,7 +66,7 @@ class Int8Linear(nn.Module):
         self.sums = steps.sum(dim=-1) * self.scales  # (O,): added once per unit of a token's smallest input
         self.weight = torch.ops.onednn.qlinear_prepack(steps, None)
         self.weight_zeros = torch.zeros(len(steps), dtype=torch.int64)
-        self.bias = linear.bias
+        self.bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
         self.activation = ACTIVATIONS[activation] if activation else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,15 +83,11 @@ class Int8Linear(nn.Module):
         return y if self.activation is None else self.activation(y)
 
 
-def replace_linears(encoder: CrossEncoder, kind: type[PackedLinear] | type[Int8Linear]) -> None:
+def replace_linears(encoder: PairEncoder, kind: type[PackedLinear] | type[Int8Linear]) -> None:
     """Replaces all linear maps of the encoder's layers, in place; embeddings, attention and head stay as they are."""
-    for layer in encoder.encoder.layer:
-        for module in list(layer.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    fused = encoder.config.hidden_act if module is layer.intermediate else None
-                    setattr(module, name, kind(child, fused))
-        layer.activation = nn.Identity()  # it is done in the linear map before it
+    for module, name, activation in list(encoder.linear_maps()):
+        setattr(module, name, kind(getattr(module, name), activation))
+    encoder.without_activations()  # they are done in the linear maps before them
 
 
 def _at_least_tiny(x: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from . import onednn
 from .batching import plan_batches
 from .checkpoint import Checkpoint
-from .encoder import CrossEncoder
+from .encoder import CrossEncoder, PairEncoder
 from .tokenizer import Pair, Tokens
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -57,13 +59,13 @@ class Scorer:
     other pairs of its batch.
 
     Args:
-        checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied, except
-            those of the layers on an x86 CPU, which are rearranged for speed.
-        device: Torch device; default: CUDA if available, else the CPU. Apple's MPS is used on request only.
-        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``, which is faster on a GPU and changes
-            scores in the second decimal; or ``"int8"`` for the linear layers, for an x86 CPU, which changes scores in
-            the first decimal.
-        batch_tokens: Number of tokens per batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
+        checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied, but
+            for those of the layers on an x86 CPU: there they are rearranged, for speed. What is made of them is shared
+            by all scorers of the same weights on the same device.
+        device: Torch device; default: CUDA where there is one, else the CPU. Apple's MPS only if named.
+        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``: faster on a GPU, other scores (in the
+            second decimal); or ``"int8"``: linear layers in int8, for an x86 CPU, other scores (in the first decimal).
+        batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
 
     Raises:
         ValueError: torch does not know the device, it is not available, or it cannot compute in int8.
@@ -179,18 +181,57 @@ class Scorer:
         return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
 
 
-def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precision) -> CrossEncoder:
+_TWINS: weakref.WeakKeyDictionary[PairEncoder, weakref.WeakValueDictionary[Hashable, PairEncoder]]
+_TWINS = weakref.WeakKeyDictionary()
+"""Encoders for scoring that are in use, by what they were made of: re-rankers of one checkpoint share them."""
+_TWINS_LOCK = threading.Lock()
+
+
+def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precision) -> PairEncoder:
     if dtype == "int8" and not (device.type == "cpu" and onednn.works(onednn.Int8Linear)):
         raise ValueError(
             f"Scorer: dtype must be float32, bfloat16 or float16 on {device} here, got 'int8'. int8 needs an x86 CPU "
             f"and a torch whose oneDNN computes it right; use 'float32', or 'bfloat16' on a GPU."
         )
-    encoder = checkpoint.encoder.on(device)
+    kind: type[onednn.PackedLinear] | type[onednn.Int8Linear] | None = None
     if dtype == "int8":
-        onednn.replace_linears(encoder, onednn.Int8Linear)
+        kind = onednn.Int8Linear
     elif dtype == "float32" and device.type == "cpu" and onednn.works(onednn.PackedLinear):
-        onednn.replace_linears(encoder, onednn.PackedLinear)
-    return encoder
+        kind = onednn.PackedLinear
+    encoder = checkpoint.encoder
+    weights = list(encoder.parameters())
+    if encoder.training or any(weight.requires_grad or weight.is_inference() for weight in weights):
+        return _made(encoder, device, kind)  # weights that change: what is made of them now is of no use later
+    # The versions tell weights that were written to since then.
+    key = (device, kind, tuple((weight.data_ptr(), weight._version) for weight in weights))
+    with _TWINS_LOCK:
+        twins = _TWINS.setdefault(encoder, weakref.WeakValueDictionary())
+        twin = twins.get(key)
+        if twin is None:
+            twin = twins[key] = _made(encoder, device, kind)
+    return twin
+
+
+def _made(
+    encoder: PairEncoder, device: torch.device, kind: type[onednn.PackedLinear] | type[onednn.Int8Linear] | None
+) -> PairEncoder:
+    twin = encoder.on(device)
+    if kind is not None:
+        onednn.replace_linears(twin, kind)
+    if kind is onednn.PackedLinear and not isinstance(twin, CrossEncoder) and not _agree(twin, encoder.on(device)):
+        return encoder.on(device)  # a module of transformers that reads its linear maps' weights itself
+    return twin
+
+
+def _agree(packed: PairEncoder, plain: PairEncoder) -> bool:
+    """Whether packed layers change nothing, found by trying."""
+    ids = torch.arange(16).reshape(2, 8) % packed.vocab_size
+    with torch.inference_mode():
+        try:
+            scores = packed(ids, torch.zeros_like(ids))
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+        return torch.allclose(scores, plain(ids, torch.zeros_like(ids)), rtol=1e-3, atol=1e-3)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

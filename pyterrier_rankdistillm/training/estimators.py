@@ -18,7 +18,7 @@ import pyterrier as pt
 
 from ..extras import check_installed
 from ..locks import hold, lock_in
-from ..reranker import MonoElectraReRanker, ranked
+from ..reranker import CrossEncoderReRanker, MonoElectraReRanker, ranked
 from ..runs.given import Door, GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of, texts_of
 from ..runs.text import join_text
 from ..scoring.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 
-Student: TypeAlias = "str | os.PathLike[str] | Checkpoint | MonoElectraReRanker | pt.Estimator"
+Student: TypeAlias = "str | os.PathLike[str] | Checkpoint | CrossEncoderReRanker | pt.Estimator"
 _STUDENT = "a hub id, a folder, an open Checkpoint, a re-ranker, or an estimator that is fitted by then"
 
 
@@ -56,7 +56,7 @@ class _StudentEstimator(pt.Estimator):
     ) -> None:
         who = type(self).__name__
         trains = isinstance(student, pt.Estimator) and hasattr(type(student), "reranker")
-        if not trains and not isinstance(student, str | os.PathLike | Checkpoint | MonoElectraReRanker):
+        if not trains and not isinstance(student, str | os.PathLike | Checkpoint | CrossEncoderReRanker):
             raise Door(who, "student", _STUDENT).refuse(student)
         self.student = student
         self.recipe = recipe
@@ -70,7 +70,7 @@ class _StudentEstimator(pt.Estimator):
 
     def _forget(self) -> None:
         """Makes the estimator one that is not fitted."""
-        self._reranker: MonoElectraReRanker | None = None
+        self._reranker: CrossEncoderReRanker | None = None
         self._training: Training | None = None
         self._loader: pt.Transformer | None = None
 
@@ -177,7 +177,7 @@ class _StudentEstimator(pt.Estimator):
         return self._reranker.transform(inp)
 
     @property
-    def reranker(self) -> MonoElectraReRanker:
+    def reranker(self) -> CrossEncoderReRanker:
         """The trained student.
 
         Raises:
@@ -261,19 +261,19 @@ class _StudentEstimator(pt.Estimator):
         recipe = "" if self.recipe is None else f", recipe={os.fspath(self.recipe)!r}"
         return f"{type(self).__name__}({self.student!r}{recipe}{changes})"
 
-    def _template(self) -> MonoElectraReRanker:
+    def _template(self) -> CrossEncoderReRanker:
         """The settings that the trained re-ranker takes over."""
         student = self.student
         if isinstance(student, _StudentEstimator):
             return student._template()
         if isinstance(student, pt.Estimator):
             return cast(Any, student).reranker  # type: ignore[no-any-return]
-        return student if isinstance(student, MonoElectraReRanker) else MonoElectraReRanker(student)
+        return student if isinstance(student, CrossEncoderReRanker) else MonoElectraReRanker(student)
 
     def _opened_student(self) -> Checkpoint:
         """The student's checkpoint, with the lengths to train with; its weights must not be changed."""
         student = cast(Any, self.student).reranker if isinstance(self.student, pt.Estimator) else self.student
-        if isinstance(student, MonoElectraReRanker):
+        if isinstance(student, CrossEncoderReRanker):
             checkpoint = student.checkpoint
         elif isinstance(student, Checkpoint):
             checkpoint = student

@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 
 from ..extras import check_installed
-from ..reranker import MonoElectraReRanker
+from ..reranker import CrossEncoderReRanker
 from ..runs.atomic import write_json
 from ..runs.kept import Record, Work, check_reuse
 from ..runs.kinds import frame
 from ..scoring.checkpoint import Checkpoint
-from ..scoring.encoder import CrossEncoder
+from ..scoring.encoder import PairEncoder
 from .data import Sourced
 from .lists import Lists, TrainingData
 from .losses import LOSSES, Losses
@@ -40,9 +40,9 @@ def train(
     *,
     folder: Path,
     validation: Validation | None,
-    template: MonoElectraReRanker,
+    template: CrossEncoderReRanker,
     reuse: Collection[str] = (),
-) -> tuple[CrossEncoder, Training]:
+) -> tuple[PairEncoder, Training]:
     """Trains a copy of a checkpoint's encoder.
 
     Args:
@@ -84,7 +84,7 @@ def train(
     )
     encoder = checkpoint.encoder.copy(settings.dropout)
 
-    def watched() -> MonoElectraReRanker:
+    def watched() -> CrossEncoderReRanker:
         """The student as a re-ranker with its current weights, which may be rearranged for scoring."""
         return template.clone(
             model=replace(checkpoint, encoder=encoder),

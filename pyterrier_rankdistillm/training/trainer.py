@@ -23,7 +23,7 @@ from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
 from ..scoring.batching import plan_batches
-from ..scoring.encoder import CrossEncoder
+from ..scoring.encoder import PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
 from .callbacks import MEASURE, Guard, ProgressBar, tensorboard
@@ -38,7 +38,7 @@ CPU_BATCH_TOKENS = 512
 class Student(nn.Module):
     """The module that the Trainer wraps and calls. It scores several batches of pairs in one forward pass."""
 
-    def __init__(self, encoder: CrossEncoder) -> None:
+    def __init__(self, encoder: PairEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -63,7 +63,7 @@ class ListwiseTrainer(Trainer):
 
     def __init__(
         self,
-        encoder: CrossEncoder,
+        encoder: PairEncoder,
         lists: Lists,
         settings: Settings,
         tokenizer: PairTokenizer,
@@ -77,7 +77,7 @@ class ListwiseTrainer(Trainer):
         self.losses = Losses.of(settings.loss)
         self.pad = tokenizer.pad
         self.validate = validate
-        encoder.encoder.recompute = settings.gradient_checkpointing
+        encoder.recompute_layers(settings.gradient_checkpointing)
         args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None, resumed=resumed)
         super().__init__(
             model=Student(encoder.train().requires_grad_(True)),

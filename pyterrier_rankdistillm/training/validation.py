@@ -11,7 +11,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import TrainingDataError
-from ..reranker import MonoElectraReRanker, TruncationWarning
+from ..reranker import CrossEncoderReRanker, TruncationWarning
 from ..runs.frames import subsample
 from ..runs.given import Door, Qrels, Texts, checked_run, contradiction, qrels_of, texts_of
 from ..runs.text import join_text
@@ -90,7 +90,7 @@ class Validation:
         measure = ir_measures.parse_measure(settings.measure)
         return cls(run.reset_index(drop=True), used[["query_id", "doc_id", "relevance"]], measure)
 
-    def __call__(self, reranker: MonoElectraReRanker) -> float:
+    def __call__(self, reranker: CrossEncoderReRanker) -> float:
         """The measure of a re-ranker over the run."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # the settings say how much is read
