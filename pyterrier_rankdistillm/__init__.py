@@ -11,6 +11,7 @@ from .errors import (
     DataFileError,
     DownloadError,
     InputError,
+    KeptWorkError,
     OrderWarning,
     RankDistillmError,
     RankingError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from . import reproduction, runs, scale, training
     from .reproduction import Reproduction, reproduce
     from .reranker import MonoElectra, MonoElectraReRanker, TruncationWarning
+    from .runs.kept import KeptWorkWarning
     from .scale import rerank_dataset
     from .scoring.checkpoint import Checkpoint
     from .training import Distillation, FineTuning
@@ -39,6 +41,8 @@ __all__ = [
     "DownloadError",
     "FineTuning",
     "InputError",
+    "KeptWorkError",
+    "KeptWorkWarning",
     "MonoElectra",
     "MonoElectraReRanker",
     "OrderWarning",
@@ -64,6 +68,7 @@ _HOME = {
     "Checkpoint": ".scoring.checkpoint",
     "Distillation": ".training",
     "FineTuning": ".training",
+    "KeptWorkWarning": ".runs.kept",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
     "Reproduction": ".reproduction",

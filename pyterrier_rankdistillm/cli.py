@@ -96,6 +96,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     scale = rerank.add_argument_group("with --engine ray")
     scale.add_argument("--num-workers", type=int, help="actors that score (default: one per GPU, else per machine)")
     scale.add_argument("--address", help="of a running Ray (default: the one that runs here, else one is started)")
+    _add_reuse(scale, "reranker, text")
     scale.add_argument(
         "--dry-run", action="store_true", help="only estimate what it would take: pairs, tokens, hours, memory"
     )
@@ -115,6 +116,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         training.add_argument("--local-files-only", action="store_true", help="use the hub's local cache only")
         training.add_argument("--valid-run", help="a first stage's run of other topics, to validate on")
         training.add_argument("--valid-dataset", help="where their queries, texts and labels come from")
+        _add_reuse(training, "student, texts, loss, validation")
         training.add_argument("--recipe", help="rank-distillm, or a YAML file of settings (default: rank-distillm)")
         if command == stage:
             _add_settings(training)
@@ -161,12 +163,19 @@ def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
     _add_data(reproduce, "topics, judgments and texts", ("topics", "qrels", "text"), "the table's, by ir_datasets")
     reproduce.add_argument("--condensed", action="store_true", help="rank only documents that --text has; says so")
     reproduce.add_argument("--folder", type=Path, help="keep runs and results here, and go on where a call stopped")
+    _add_reuse(reproduce, "systems.NAME, or 'first stage'")
     reproduce.add_argument("--html", type=Path, help="write the report here")
     reproduce.add_argument("--format", choices=["text", "markdown", "latex"], default="text", help="what is printed")
     reproduce.add_argument("--local-files-only", action="store_true", help="use the hub's local cache only")
     reproduce.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
     reproduce.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: %(default)s)")
     reproduce.set_defaults(action=_reproduce)
+
+
+def _add_reuse(parser: argparse._ActionsContainer, parts: str) -> None:
+    parser.add_argument("--reuse", action="append", default=[], metavar="PART",
+                        help=f"take kept work up although this differs ({parts}); an error names it; may be "
+                        "repeated")  # fmt: skip
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +225,8 @@ def _rerank(args: argparse.Namespace) -> None:
     if args.engine == "ray":
         _rerank_on_ray(args, reranker, given)
         return
-    options = {"--num-workers": args.num_workers, "--address": args.address, "--dry-run": args.dry_run or None}
+    options = {"--num-workers": args.num_workers, "--address": args.address, "--dry-run": args.dry_run or None,
+               "--reuse": args.reuse or None}  # fmt: skip
     given_options = [name for name, value in options.items() if value is not None]
     if given_options:
         raise ValueError(f"{given_options[0]} must come with --engine ray.")
@@ -263,7 +273,7 @@ def _rerank_on_ray(args: argparse.Namespace, reranker: MonoElectra, given: Given
     if args.dry_run:
         print(estimate_rerank(run, reranker, args.output, text=text, topics=topics, **options))
         return
-    made = rerank_dataset(run, reranker, args.output, text=text, topics=topics, **options)
+    made = rerank_dataset(run, reranker, args.output, text=text, topics=topics, reuse=args.reuse, **options)
     print(f"{args.output}: {made.record['rows']} rows for {made.record['queries']} queries, by {reranker!r}")
 
 
@@ -297,6 +307,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         text=args.text or args.dataset,
         condensed=args.condensed,
         folder=args.folder,
+        reuse=args.reuse,
         verbose=True,
     )
     print({"text": result.__str__, "markdown": result.to_markdown, "latex": result.to_latex}[args.format]())
@@ -359,6 +370,7 @@ def _train(args: argparse.Namespace) -> None:
         args.valid_dataset,
         run=run,
         text=args.text or dataset,
+        reuse=args.reuse,
     )
     if is_main_process():
         estimator.reranker.save(args.output)

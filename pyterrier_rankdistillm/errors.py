@@ -9,6 +9,7 @@
     │   └── RunFileError                 a run file cannot be read
     ├── RankingError (ValueError)        a transformer does not rank what it was given
     ├── ShardError (ValueError)          saved shards belong to other work, or are unfinished or damaged
+    │   └── KeptWorkError (FileExistsError)  saved work was made by something else
     ├── TrainingDataError (ValueError)   data cannot be trained on
     ├── ReproductionError (ValueError)   nothing of a table could be run
     ├── DownloadError (OSError)          a file could not be downloaded from any source
@@ -57,6 +58,10 @@ class RankingError(RankDistillmError, ValueError):
 
 class ShardError(RankDistillmError, ValueError):
     """A shard folder that belongs to other work, or is unfinished or damaged."""
+
+
+class KeptWorkError(ShardError, FileExistsError):
+    """Work that is kept was made by something else than is given now; the message names what differs, and where."""
 
 
 class TrainingDataError(RankDistillmError, ValueError):

@@ -35,9 +35,14 @@ def require(module: str, what: str) -> Any:
         raise missing(module, what) from error
 
 
+def is_installed(module: str) -> bool:
+    """Whether there is a module, without importing it."""
+    return find_spec(module) is not None
+
+
 def check_installed(module: str, what: str) -> None:
     """Like ``require``, without the import: for modules that are slow to import and needed only later."""
-    if find_spec(module) is None:
+    if not is_installed(module):
         raise missing(module, what)
 
 

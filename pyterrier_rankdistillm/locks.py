@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import weakref
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,7 +77,7 @@ class Lock:
         """Writes into the file who holds it."""
         if self._descriptor is None:
             return
-        since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         holder = json.dumps({"process": os.getpid(), "host": platform.node(), "since": since})
         with contextlib.suppress(OSError):  # on a full disk it holds without a name
             os.lseek(self._descriptor, 0, os.SEEK_SET)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -15,10 +16,14 @@ torch.set_num_threads(1)  # tiny models are quicker so, above all on a busy mach
 os.environ["PT_TEST_TRANSFORMER_REPORTS"] = "0"  # pt.testing warns with its report otherwise
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()) or "[scale.rst]" in item.name:
+            item.add_marker(pytest.mark.xdist_group("ray"))  # pytest -n 2 --dist loadgroup: one process has the Ray
     if not ((SHARED / "data").is_dir() and (SHARED / "reference").is_dir()):
         for item in items:
             if item.get_closest_marker("shared"):
@@ -41,6 +46,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tiny
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """The one Ray of all tests, with three cores, whatever the machine has."""
+    ray = pytest.importorskip("ray")
+    # Ray's workers are nice (15) to other programs, which on a busy machine is to wait for them.
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal", RAY_worker_niceness="0")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "scale"), str(HERE), os.environ.get("PYTHONPATH", "")])
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address="local", num_cpus=3, object_store_memory=100 << 20, **options)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -46,7 +46,10 @@ def test_it_re_ranks_the_demo_collection() -> None:
     assert ndcg(MonoElectra("rankdistillm:demo")(run), dataset.get_qrels()) > ndcg(run, dataset.get_qrels()) + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.shared
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore::pyterrier_rankdistillm.TruncationWarning")
 @pytest.mark.parametrize(
     ("year", "documents", "first_stage", "least"),
     # Measured: 0.638 and 0.580.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
 import pyterrier_rankdistillm
 from pyterrier_rankdistillm import TruncationWarning, errors, runs
+from pyterrier_rankdistillm.scoring import folders
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "pyterrier_rankdistillm" / "pt_docs"
+WITHOUT_CODE = ("api", "maintaining")
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.rst"))]
 MARKDOWN = re.compile(r"(?P<mark><!-- not tested: [^\n]*-->\n)?^```python\n(?P<code>.*?)^```", re.M | re.S)
 REST = re.compile(r"^\.\. code-block:: python\n\n(?P<code>(?:    [^\n]*\n|\n)+)", re.M)
@@ -28,9 +33,28 @@ def blocks(page: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint that reads as much as the demo's does."""
+    config = {**tiny.LIGHTNING_IR_HUB, "query_length": 32, "doc_length": 256}
+    return tiny.lightning_ir(tmp_path_factory.mktemp("small"), config=config, max_position_embeddings=512).folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in WITHOUT_CODE], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(
+    page: Path, small: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """README with the demo's checkpoint and all cores, other pages with a tiny one in its place."""
     code = blocks(page)
+    assert code
+    if any("rerank_dataset" in block for block in code):
+        request.getfixturevalue("cluster")  # whose workers open the demo's own
+    elif page.suffix == ".rst":
+        monkeypatch.setattr(folders, "demo_folder", lambda: small)
+    else:
+        threads = torch.get_num_threads()
+        request.addfinalizer(lambda: torch.set_num_threads(threads))
+        torch.set_num_threads(os.cpu_count() or 1)
     names: dict[str, object] = {}
     with warnings.catch_warnings():
         # PyTerrier's advice about plans, and pandas' about what PyTerrier's sliding does.
@@ -39,6 +63,13 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
         warnings.filterwarnings("ignore", category=TruncationWarning)  # the cascade shows shorter passages
         for block in code:
             exec(compile(block, page.name, "exec"), names)
+
+
+def test_links_of_readme_work_where_it_is_shown() -> None:
+    """On a package index there is no repository beside it."""
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
 
 
 def test_every_page_of_the_documentation_is_in_the_index() -> None:

@@ -45,6 +45,8 @@ def test_there_are_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["1-rerank", "2-train", "3-cascades", "4-reproduce"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 @each
 def test_a_notebook_runs_and_its_committed_outputs_are_of_such_a_run(path: Path) -> None:
     """Errors and what comes on stderr are raised by ``execute``; where the shared data is missing, cells print less."""

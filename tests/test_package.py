@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_scoring_imports_nothing_of_ours_but_itself(file: Path) -> None:
     assert {name for name in ours if not name.startswith(f"{PACKAGE.name}.scoring")} == set()
 
 
-GROUND = ("checks", "errors", "extras", "locks", "scratch")
+GROUND = ("checks", "errors", "extras", "identity", "locks", "scratch")
 """Files that anything may import, and that import nothing of ours but one another."""
 
 ROOMS = {
@@ -169,6 +170,17 @@ def test_types_are_marked_as_shipped() -> None:
     assert (PACKAGE / "py.typed").is_file()
 
 
+def test_the_weights_have_a_licence_of_their_own() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["license"] == "Apache-2.0 AND LicenseRef-MS-MARCO-research-use"
+    assert project["license-files"] == ["LICENSE", f"{PACKAGE.name}/demo/checkpoint/LICENSE"]
+    assert (PACKAGE / "demo" / "checkpoint" / "LICENSE").is_file()
+    card = (PACKAGE / "demo" / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: other\n")
+    assert project["urls"]
+    assert "Development Status :: 4 - Beta" in project["classifiers"]
+
+
 def test_version_is_the_metadata_s() -> None:
     assert pyterrier_rankdistillm.__version__ == version("pyterrier-rankdistillm")
     assert pyterrier_rankdistillm.__version__.count(".") == 2
@@ -188,6 +200,8 @@ def messages_passed_on(file: Path) -> list[int]:
         if not caught & OURS:
             continue
         for node in ast.walk(handler):
+            if isinstance(node, ast.Attribute) and node.attr in ("removeprefix", "partition", "split"):
+                lines.append(node.lineno)  # a message is cut
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 told = [n for argument in node.exc.args for n in ast.walk(argument)]
                 if any(isinstance(n, ast.Name) and n.id == handler.name for n in told):
@@ -200,5 +214,4 @@ def test_a_message_has_one_author(file: Path) -> None:
     """Nobody cuts the message of another function, or puts a name before it: low rooms are told who asks."""
     assert messages_passed_on(file) == []
     text = file.read_text(encoding="utf-8")
-    assert ".removeprefix(" not in re.sub(r"\.removeprefix\((PREFIX|\"irds:\"|\"-\"|\"bytes\")\)", "", text)
     assert not re.search(r"in str\((error|caught)\)(?![.])", text)  # no word of a message is program logic

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pyterrier as pt
 from ir_measures import Measure
 
 from ..checks import is_whole, whole
-from ..extras import missing
+from ..extras import is_installed, missing
 from ..runs.given import GivenRun
 from .catalogue import DEPTH, FIRST_STAGE, Table
 from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
@@ -44,12 +43,20 @@ class Arguments:
     condensed: bool
     folder: Path | None
     verbose: bool
+    reuse: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depth", whole(self.depth))
         problems = [*self._problems_of_systems(), *self._problems_of_the_rest()]
         if problems:
             raise ValueError("\n".join(f"reproduce: {problem}" for problem in problems))
+
+    @property
+    def reusable(self) -> list[str]:
+        """What ``reuse`` may name."""
+        return [f"systems.{n}" for n, system in self.systems.items() if isinstance(system, pt.Transformer)] + [
+            "first stage"
+        ]
 
     @property
     def first_row(self) -> str:
@@ -103,7 +110,10 @@ class Arguments:
                 yield f"published rows of {self.table.name} are {known}, got {row!r}."
         if self.condensed and self.text is None:
             yield "condensed=True ranks only the documents that text has, but text is None. Give a frame or a file."
-        if self.folder is not None and importlib.util.find_spec("pyarrow") is None:
+        for part in self.reuse:
+            if part not in self.reusable:
+                yield f"reuse must name what an error printed, of {', '.join(self.reusable)}, got {part!r}."
+        if self.folder is not None and not is_installed("pyarrow"):
             yield str(missing("pyarrow", "folder"))
 
 

@@ -45,6 +45,7 @@ def reproduce(
     text: Texts | Mapping[str, Texts] | None = None,
     condensed: bool = False,
     folder: str | os.PathLike[str] | None = None,
+    reuse: Sequence[str] = (),
     verbose: bool = False,
 ) -> Reproduction:
     """Evaluates systems as in a table of the paper, and compares each cell with the published one.
@@ -88,13 +89,15 @@ def reproduce(
             comparable with published values.
         folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call continues
             where an earlier one stopped. Needs pyarrow.
+        reuse: Parts that differ from what made the runs in ``folder`` (``"systems.base"``, ``"first stage"``), although
+            the runs are to be used anyway; the result says so. An error names them.
         verbose: Report results on stderr, and show progress bars.
 
     Raises:
         ValueError: Arguments are invalid or contradict each other. The message names all of them.
         ReproductionError: Nothing could be run; the message says what to do for each task. Or a system omits, repeats
             or adds documents, or gives scores that are not numbers.
-        FileExistsError: ``folder`` holds runs of other work.
+        KeptWorkError: ``folder`` holds runs of other work. All are named, before anything is run.
         InUseError: Another process works in ``folder``.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -116,6 +119,7 @@ def reproduce(
         condensed=condensed,
         folder=None if folder is None else Path(folder).expanduser().absolute(),
         verbose=verbose,
+        reuse=(reuse,) if isinstance(reuse, str) else tuple(reuse),
     )
     stages = task_data.first_stages(first_stage, chosen)
     task_data.check_sources(stages, arguments)
@@ -156,6 +160,7 @@ class _Reproducing:
         Args:
             stages: The first stages' sources, by name and task.
         """
+        self.systems.compare(stages)
         found: dict[str, tuple[list[TaskRuns], tuple[str, ...]]] = {}
         for stage, sources in stages.items():
             found |= self._first_stage(stage, sources, taken=found)
@@ -344,7 +349,7 @@ class _Reproducing:
             per_query=pd.concat(self.per_query, ignore_index=True),
             tasks=pd.DataFrame(self.task_cells, columns=["task", "system", "measure", "value", "topics"]),
             not_run=pd.DataFrame(list(systems.not_run), columns=["task", "why", "what to do"]),
-            notes=tuple(systems.notes),
+            notes=(*systems.notes, *systems.kept),
             provenance={
                 "table": self.table.name,
                 "mode": self.mode,

@@ -14,9 +14,12 @@ import pyterrier as pt
 from .. import runs
 from ..errors import ReproductionError
 from ..reranker import MonoElectraReRanker
-from ..runs.making import Roles, make_run
+from ..runs.kept import Record, Refusal, Work, refused
+from ..runs.making import FIRST_STAGE as FIRST_PART
+from ..runs.making import MadeRun, Roles, make_run
 from ..runs.ranks import Ids, positions
 from ..runs.records import frame_digest
+from ..runs.shards import kept_at
 from . import tasks as task_data
 from .arguments import Arguments, file_name
 from .catalogue import FIRST_STAGE, Task
@@ -93,6 +96,47 @@ class Systems:
         self.notes: list[str] = []
         self.not_run: dict[tuple[str, str, str], None] = {}
         self.made_with: dict[str, Any] = {}
+        self._taken: dict[str, Record] = {}
+        self._taken_stages: dict[Path, Record] = {}
+        self._kept: dict[str, list[str]] = {}
+
+    def compare(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
+        """Compares all systems, and first stages that are run here, with what made the runs that are kept.
+
+        It takes what they are once, for the whole call.
+
+        Args:
+            stages: The first stages' sources, by name and task.
+
+        Raises:
+            KeptWorkError: Runs of other work are kept; all are named.
+        """
+        parts = {part_of(name): system for name, system in self.arguments.systems.items() if _is_run_here(system)}
+        reuse = self.arguments.reuse
+        work = Work(parts, reuse=reuse, who="reproduce")
+        self._taken = work.trees
+        found: list[Refusal | None] = []
+        for stage, sources in stages.items():
+            for task in self.arguments.table.tasks:
+                source = sources.get(task.name)
+                path = self._path(stage, task, FIRST_STAGE)
+                kept = kept_at(path) if _is_run_here(source) else None
+                if kept is not None:
+                    first = Work({FIRST_PART: source}, reuse=reuse)
+                    self._taken_stages[path] = first.trees[FIRST_PART]
+                    found.append(first.refusal(*kept, only=[FIRST_PART]))
+                for name in self.arguments.systems:
+                    kept = kept_at(self._path(stage, task, name)) if part_of(name) in parts else None
+                    if kept is not None:
+                        found.append(work.refusal(*kept, only=[part_of(name)]))
+        refusals = [one for one in found if one is not None]
+        if refusals:
+            raise refused(
+                "reproduce",
+                refusals,
+                remedy="Choose another folder, or remove these runs.",
+                reusable=self.arguments.reusable,
+            )
 
     def first_stage(self, stage: str, task: Task, source: Any) -> TaskRuns | None:
         """A first stage's documents for a task; None, with a note, if they are not available."""
@@ -197,12 +241,32 @@ class Systems:
             f"{name!r} cannot be evaluated: its ranking",
             "Systems re-rank what the first stage found: give the re-ranker alone, not a pipeline that retrieves.",
             ReproductionError,
+            part="re-ranker" if name == FIRST_STAGE else part_of(name),
         )
+        # The documents that systems rank are the first stage's, which was compared by itself.
+        reuse = [part for part in arguments.reuse if part in (roles.part, FIRST_PART)]
+        taken = self._taken | ({FIRST_PART: self._taken_stages[path]} if path in self._taken_stages else {})
         made = make_run(
-            system, first_stage, topics, path, roles=roles, depth=arguments.depth, shard_size=_SHARD,
-            verbose=arguments.verbose,
+            system, first_stage, topics, path, roles=roles, depth=arguments.depth, shard_size=_SHARD, reuse=reuse,
+            taken=taken, verbose=arguments.verbose,
         )  # fmt: skip
+        self._note_kept(name, made, len(topics))
         return made.read(), made.record
+
+    def _note_kept(self, name: str, made: MadeRun, topics: int) -> None:
+        """Notes that a run, or a part of it, is an earlier call's."""
+        if made.kept is None:
+            return
+        part = "" if made.kept.queries == topics else f"{made.kept.queries} of {topics} topics of "
+        where = made.path.relative_to(self.folder.parent).as_posix()
+        self._kept.setdefault(name, []).append(f"{part}{where}, made {made.kept.made}")
+        for note in made.kept.notes:
+            self.note(f"{name}: {note}.")
+
+    @property
+    def kept(self) -> list[str]:
+        """Which systems were taken from where, in sentences."""
+        return [f"{name} was not run again, but taken from {'; '.join(places)}." for name, places in self._kept.items()]
 
     def _finished(self, name: str, system: Any, ranked: TaskRuns) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A run that was made elsewhere, of the documents that the other systems rank."""
@@ -242,6 +306,15 @@ class Systems:
 
     def _leave_out(self, task: Task, why: str, what_to_do: str) -> None:
         self.not_run[task.name, why, what_to_do] = None
+
+
+def part_of(system: str) -> str:
+    """What a system is called as a part of the work."""
+    return f"systems.{system}"
+
+
+def _is_run_here(source: Any) -> bool:
+    return isinstance(source, pt.Transformer)
 
 
 def _same(one: pd.DataFrame, other: pd.DataFrame) -> bool:

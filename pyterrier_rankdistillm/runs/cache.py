@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from ..extras import require
 from ..locks import Lock, hold, lock_of
 from ..scratch import replacing_folder
 from .atomic import write_json
+from .kept import KeptWorkWarning
 from .records import model_identity
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class ScoreCache(pt.Transformer):
         _caching()
         self.reranker = reranker
         self.folder = folder
+        self._told = False
         self._opened: _Opened | None = None
 
     @property
@@ -131,6 +134,7 @@ class ScoreCache(pt.Transformer):
                 self.close()
                 identity = model_identity(self.reranker)
                 path = Path(self.folder).expanduser().absolute() / _name(identity)
+                self._told = self._told or _tell_of_others(path)
                 place = _place(path)
                 opened = self._opened = _Opened(checkpoint, settings, place, _cache(path, self.reranker, identity))
             return opened
@@ -204,6 +208,20 @@ def _faults(path: Path) -> Iterator[None]:
             f"ScoreCache: {path} cannot be read or written: {error}. Make room, or delete the folder: what it held is "
             f"scored again."
         ) from error
+
+
+def _tell_of_others(path: Path) -> bool:
+    """Tells of scores of a model that goes by the same name, but is another one by content; whether there are any."""
+    name = path.name.rpartition("-")[0]
+    others = [] if path.exists() else sorted(other.name for other in path.parent.glob(f"{name}-*") if other.is_dir())
+    if others:
+        warnings.warn(
+            f"ScoreCache: {path.parent} holds scores of another {name.partition('@')[0]} ({others[0]}), with other "
+            f"weights or another tokenizer. They are kept, and not used.",
+            KeptWorkWarning,
+            stacklevel=5,
+        )
+    return bool(others)
 
 
 def _name(identity: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import io
 import itertools
 import json
@@ -30,9 +29,10 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import RunFileError
-from ..extras import require
+from ..extras import is_installed, require
 from .atomic import check_writable, replacing
 from .frames import deduplicate
+from .rank_llm import is_rank_llm, pieces_of
 from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
 
 Format = Literal["trec", "parquet", "jsonl"]
@@ -256,6 +256,10 @@ def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[in
     if start == b"PAR1":
         return _parquet_pieces(stream, name), lambda row: f"{name}, row {row + 1}"
     head = next(lines_of(stream, name), (0, ""))[1]
+    if is_rank_llm(head):
+        return pieces_of(lines_of(stream, name), name), lambda row: f"{name}, row {row + 1}"
+    if head.startswith("version https://git-lfs"):
+        raise RunFileError(f"{name} is a Git LFS pointer, and not the file itself. Fetch it: git lfs pull.")
     parse, fault = (_records, _record_fault) if head.startswith("{") else (_trec, _trec_fault)
     return _text_pieces(stream, name, parse, fault), lambda row: f"{name}, line {_line_of(stream, row)}"
 
@@ -370,7 +374,7 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
 
     For other lines it returns None; the other parser then reads them, or says what is wrong.
     """
-    if importlib.util.find_spec("pyarrow") is None:
+    if not is_installed("pyarrow"):
         return None
     if _NOT_PLAIN.search(block):
         return None
@@ -380,7 +384,8 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
     try:
         table = csv_reader.read_csv(
             pa.BufferReader(block),
-            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=_BLOCK),
+            # All in one block: Arrow's threads can hang where a line is longer than a block.
+            read_options=csv_reader.ReadOptions(column_names=list(kinds), block_size=len(block)),
             parse_options=csv_reader.ParseOptions(delimiter=separator, quote_char=False),
             convert_options=csv_reader.ConvertOptions(column_types=kinds, null_values=[]),
         )
@@ -432,13 +437,24 @@ def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
             if len(line) > _LONGEST:
                 raise RunFileError(f"{name}, line {number}: {_TOO_LONG}.")
             if not line.isascii() and any("\udc80" <= character <= "\udcff" for character in line):
-                raise RunFileError(f"{name}, line {number}: not UTF-8. Convert the file to UTF-8.")
+                raise RunFileError(
+                    f"{name}, line {number}: not UTF-8.{_unpack(line) if number == 1 else ' Convert it to UTF-8.'}"
+                )
             if stripped := line.strip(" \t\r\n"):
                 yield number, stripped
     except _BROKEN_GZ as error:
         raise _broken_gz(name, number + 1, error) from error
     finally:
         text.detach().detach()
+
+
+_PACKED = {"BZh": "bzip2", "\udcfd7zXZ": "xz", "PK\x03\x04": "zip", "(\udcb5/\udcfd": "zstd", "7z": "7z"}
+
+
+def _unpack(head: str) -> str:
+    """What to do about a file that is not text, by its first bytes."""
+    packed = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
+    return f" It is packed by {packed}: unpack it, or pack it with gzip." if packed else " Convert it to UTF-8."
 
 
 def _broken_gz(name: str, line: int, error: BaseException) -> RunFileError:
@@ -509,8 +525,8 @@ def _record_fault(line: str, head: str) -> str | None:
         if record.get(key) is None:
             return f"{key} is missing"
     for key in ("qid", "docno"):
-        if not isinstance(record[key], str):
-            return f"{key} must be a string, got {record[key]!r}"
+        if not isinstance(record[key], str | int) or isinstance(record[key], bool):
+            return f"{key} must be a string or a whole number, got {record[key]!r}"
     score, rank = record["score"], record.get("rank")
     if type(score) not in (int, float) or not (abs(score) <= sys.float_info.max):
         return f"score must be a finite number, got {_shown(score)}"

@@ -8,8 +8,8 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,13 +21,17 @@ from ..checks import is_whole, whole
 from ..errors import RankingError
 from ..locks import hold, lock_of
 from .files import check_target
-from .given import Door, GivenRun, Ranker, Run, Topics, first_stage_of, ids_of, ranker_of, read, topics_of
+from .given import Door, GivenRun, MappedRun, Ranker, Run, Topics, first_stage_of, ids_of, ranker_of, read, topics_of
+from .kept import Record, Work, check_reuse, made_at
+from .kinds import frame
 from .ranks import Ids, first_fault, order_disagrees, positions
 from .records import describe, frame_digest, versions
 from .shards import Shards, completed, folder_of
 
 OnFault = Literal["error", "skip"]
 
+FIRST_STAGE = "first stage"
+"""The part of the work that finds the candidates."""
 _COLUMNS = ["qid", "docno", "score", "rank"]
 
 
@@ -41,6 +45,7 @@ class Roles:
         ranking: Such as ``"the teacher's ranking"``.
         remedy: What to do about a faulty ranking.
         error: What a faulty ranking is.
+        part: What the re-ranker is called as a part of the work; ``reuse`` takes it.
     """
 
     caller: str
@@ -48,6 +53,7 @@ class Roles:
     ranking: str
     remedy: str
     error: type[ValueError] = RankingError
+    part: str = "teacher"
 
 
 _TEACHER = Roles(
@@ -61,16 +67,33 @@ _TEACHER = Roles(
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What of a run was not made in this call.
+
+    Args:
+        queries: How many.
+        made: When.
+        notes: What else there is to know.
+    """
+
+    queries: int
+    made: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class MadeRun:
     """A finished run.
 
     Args:
         path: The run file.
-        record: How it was made; also in ``{path}.json``.
+        record: How it was made; also in ``{path}.json``. Its ``made by`` has digests of all that the run depends on.
+        kept: What of it an earlier call had made; None if nothing.
     """
 
     path: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
+    kept: Kept | None = field(default=None, compare=False)
 
     def read(self, **options: Any) -> pd.DataFrame:
         """The run as a frame; options as for ``runs.read``."""
@@ -90,6 +113,7 @@ def make_teacher_run(
     revision: str | None = None,
     settings: Mapping[str, Any] | None = None,
     on_fault: OnFault = "error",
+    reuse: Collection[str] = (),
     verbose: bool = True,
 ) -> MadeRun:
     """Lets a teacher re-rank a first stage, and writes its run.
@@ -116,6 +140,8 @@ def make_teacher_run(
             the work counts as other work.
         on_fault: What to do with a query whose ranking lacks, invents or repeats documents, has a score that is no
             number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
+        reuse: Parts that differ from what made the kept work (``"teacher"``, ``"first stage"``), but that do not change
+            a result: it is taken up all the same. An error names them.
         verbose: Show a progress bar.
 
     Returns:
@@ -125,8 +151,7 @@ def make_teacher_run(
 
     Raises:
         RankingError: A faulty ranking; the shards finished so far stay.
-        ShardError: ``{output}.shards`` belongs to other work.
-        FileExistsError: ``output`` belongs to other work.
+        KeptWorkError: ``output`` or ``{output}.shards`` belongs to other work.
         InUseError: Another process makes this run.
     """
     who = _TEACHER.caller
@@ -140,7 +165,7 @@ def make_teacher_run(
     with hold(lock_of(output), f"{who}: {os.fspath(output)}"):
         return make_run(
             ranker, stage, asked, output, roles=_TEACHER, depth=depth, shard_size=shard_size, seed=seed,
-            about=about, on_fault=on_fault, verbose=verbose,
+            about=about, on_fault=on_fault, reuse=reuse, verbose=verbose,
         )  # fmt: skip
 
 
@@ -156,6 +181,8 @@ def make_run(
     seed: int = 42,
     about: Mapping[str, Any] | None = None,
     on_fault: OnFault = "error",
+    reuse: Collection[str] = (),
+    taken: Mapping[str, Record] | None = None,
     verbose: bool = True,
 ) -> MadeRun:
     """A run of any re-ranker: a teacher, a system, or (with the identity as the re-ranker) a first stage.
@@ -171,45 +198,68 @@ def make_run(
         seed: Of the random number generators.
         about: More that the run depends on, for its record, as JSON values.
         on_fault: As for ``make_teacher_run``.
+        reuse: As for ``make_teacher_run``.
+        taken: What was found out about parts in this call already.
         verbose: Whether to show a progress bar.
 
     Raises:
-        RankingError, ShardError, FileExistsError: As ``make_teacher_run``.
+        RankingError, KeptWorkError: As ``make_teacher_run``.
     """
     depth, shard_size, seed = whole(depth), whole(shard_size), whole(seed)
     path = Path(output).expanduser().absolute()
+    is_given = isinstance(first_stage, pd.DataFrame | pt.transformer.SourceTransformer | MappedRun)
     if isinstance(first_stage, pd.DataFrame):
         first_stage = pt.Transformer.from_df(first_stage)
-    work = {
-        "teacher": describe(reranker), "first_stage": describe(first_stage),
-        "topics": frame_digest(topics[["qid", "query"]]), "depth": depth, "shard_size": shard_size, "seed": seed,
-        "on_fault": on_fault, **(about or {}),
-    }  # fmt: skip
+    settings = {"depth": depth, "shard_size": shard_size, "seed": seed, "on_fault": on_fault, **(about or {})}
+    asked = topics[["qid", "query"]]
+    live = (roles.part, FIRST_STAGE)
+    work = Work(
+        {roles.part: reranker, FIRST_STAGE: first_stage, "topics": frame(asked), **settings},
+        certain=("topics", *settings, *((FIRST_STAGE,) if is_given else ())),
+        reuse=check_reuse(roles.caller, reuse, live),
+        who=roles.caller,
+        taken=taken,
+    )
     done = completed(path, work)
     if done is not None:
-        return MadeRun(path, done)
+        work.warn(stacklevel=4)
+        with pt.tqdm(total=len(topics), unit=" queries", desc=f"Ranking (kept, made {made_at(path)})",
+                     initial=len(topics), disable=not verbose):  # fmt: skip
+            pass
+        return MadeRun(path, done, Kept(len(topics), made_at(path), tuple(work.notes(done["made by"]))))
     check_target(path)  # before days of work
-    shards = Shards(folder_of(path), topics["qid"].tolist(), size=shard_size, settings=work)
+    record = {
+        "teacher": describe(reranker), "first_stage": describe(first_stage), "topics": frame_digest(asked), **settings
+    }  # fmt: skip
+    shards = Shards(folder_of(path), topics["qid"].tolist(), size=shard_size, work=work)
     by_qid = topics.set_index("qid", drop=False)
     made_with = versions()
     bar = pt.tqdm(total=len(topics), unit=" queries", desc="Ranking", disable=not verbose)
-    with bar:
-        pending = shards.pending()
-        bar.update(len(topics) - sum(len(shard.qids) for shard in pending))
-        for shard in pending:
-            started = time.monotonic()
-            _seed(seed + shard.index)
-            asked = by_qid.loc[list(shard.qids)].reset_index(drop=True)
-            run, notes = _rank(reranker, first_stage, asked, depth, on_fault, roles)
-            notes |= {"versions": made_with, "seconds": round(time.monotonic() - started, 3)}
-            shards.save(shard, run, notes)
-            bar.update(len(shard.qids))
+    pending = shards.pending()
+    already = len(topics) - sum(len(shard.qids) for shard in pending)
+    kept = None
+    if already:
+        work.warn(stacklevel=4)
+        kept = Kept(already, made_at(shards.folder), tuple(work.notes(shards.made_by)))
+    try:
+        with bar:
+            bar.update(already)
+            for shard in pending:
+                started = time.monotonic()
+                _seed(seed + shard.index)
+                asked = by_qid.loc[list(shard.qids)].reset_index(drop=True)
+                run, notes = _rank(reranker, first_stage, asked, depth, on_fault, roles)
+                notes |= {"versions": made_with, "seconds": round(time.monotonic() - started, 3)}
+                shards.save(shard, run, notes)
+                bar.update(len(shard.qids))
+    finally:  # also after an error or Ctrl-C: the same objects may be given again
+        shards.ended(live)
     noted = shards.notes()
     found = {
         "without_documents": [qid for notes in noted for qid in notes["without_documents"]],
         "faults": {qid: what for notes in noted for qid, what in notes["faults"].items()},
     }
-    return MadeRun(path, shards.complete(path, {**work, **found}))
+    return MadeRun(path, shards.complete(path, {**record, **found}), kept)
 
 
 def _rank(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ..extras import require
 from .atomic import replacing
 
 _LAYOUT = "1"
+_REPLACES_MAPPED = os.name != "nt"  # Windows neither replaces nor removes a file that is mapped
 _SAMPLE = 64 << 10  # bytes at either end of a file that are part of its identity
 
 
@@ -38,11 +41,17 @@ class MappedForm:
         Raises:
             FileNotFoundError: There is no such file.
         """
+        identity = _identity(source)
         if folder is None:
-            return cls(source.with_name(f"{source.name}.{kind}"), kind, _identity(source))
-        # Files from different folders can have the same name.
-        other = hashlib.blake2b(os.fsencode(source.parent), digest_size=4).hexdigest()
-        return cls(Path(folder).expanduser().absolute() / f"{source.name}.{other}.{kind}", kind, _identity(source))
+            form = cls(source.with_name(f"{source.name}.{kind}"), kind, identity)
+        else:  # files from different folders can have the same name
+            name = f"{source.name}.{_digest(os.fsencode(source.parent))}.{kind}"
+            form = cls(Path(folder).expanduser().absolute() / name, kind, identity)
+        if _REPLACES_MAPPED:
+            return form
+        # The form of a file that has changed has a name of its own.
+        another = replace(form, path=form.path.with_name(f"{form._stem}.of-{_digest(identity.encode())}.{kind}"))
+        return another if another.path.exists() or form.made_of() not in (None, identity) else form
 
     def is_there(self) -> bool:
         """Whether it exists and was made from the file in its current state.
@@ -50,8 +59,16 @@ class MappedForm:
         Raises:
             ValueError: Another file has its name.
         """
+        return self.made_of() == self.identity
+
+    def made_of(self) -> str | None:
+        """The identity of the file that what is at ``path`` was made of; None: nothing is there.
+
+        Raises:
+            ValueError: Something else has its name.
+        """
         if not self.path.exists():
-            return False
+            return None
         pa, ipc = arrow()
         try:
             with pa.memory_map(str(self.path)) as source, ipc.open_file(source) as reader:
@@ -63,11 +80,13 @@ class MappedForm:
                 f"{self.path} must be free for {self.kind} that are mapped into memory, but it is something else. Move "
                 f"it away, or give another folder."
             )
-        return bool(made_of == self.identity.encode())
+        return str(made_of.decode())
 
     @contextmanager
     def writer(self, columns: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Any]], None]]:
         """Writes it atomically. Yields a function that appends a part: an Arrow array for each of the columns.
+
+        Forms of the file as it was before go, but for those that a process still maps on Windows.
 
         Args:
             columns: The columns' Arrow types, by name.
@@ -84,13 +103,30 @@ class MappedForm:
                 f"The folder of {self.kind} that are mapped into memory must be writable, got {str(folder)!r}. Give "
                 f"another folder."
             )
-        with replacing(self.path) as scratch, ipc.new_file(str(scratch), schema) as sink:
-            yield lambda arrays: sink.write_batch(pa.record_batch(list(arrays), schema=schema))
+        try:
+            with replacing(self.path) as scratch, ipc.new_file(str(scratch), schema) as sink:
+                yield lambda arrays: sink.write_batch(pa.record_batch(list(arrays), schema=schema))
+        except PermissionError:  # on Windows, where another process has made the same meanwhile, and maps it
+            if not self.is_there():
+                raise
+        self._remove_older()
 
     def table(self) -> Any:
         """The Arrow table, mapped."""
         pa, ipc = arrow()
         return ipc.open_file(pa.memory_map(str(self.path))).read_all()
+
+    @property
+    def _stem(self) -> str:
+        """What the names of all forms of the file, as it is and as it was, begin with."""
+        return re.sub(r"\.of-[0-9a-f]{8}$", "", self.path.name.removesuffix(f".{self.kind}"))
+
+    def _remove_older(self) -> None:
+        names = re.compile(rf"{re.escape(self._stem)}(\.of-[0-9a-f]{{8}})?\.{re.escape(self.kind)}")
+        for file in self.path.parent.iterdir():
+            if file != self.path and names.fullmatch(file.name):
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     @property
     def _key(self) -> bytes:
@@ -106,6 +142,10 @@ def arrow() -> tuple[Any, Any]:
     """
     what = "Mapping a file into memory (frames are held in memory without it)"
     return require("pyarrow", what), require("pyarrow.ipc", what)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=4).hexdigest()
 
 
 def _identity(path: Path) -> str:

@@ -1,4 +1,7 @@
-"""Describes transformers and versions in JSON values, for records, and for the names of score caches."""
+"""Describes transformers and versions in JSON values, for records, and for the names of score caches.
+
+Whether saved work is the same work is decided by ``runs.kept``, which looks at the content of everything.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +21,12 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 import pyterrier as pt
 
+from ..identity import is_secret
+from .kinds import weights_digest
+
 if TYPE_CHECKING:
     from ..reranker import MonoElectraReRanker
-    from ..scoring.checkpoint import Checkpoint
 
-_SECRET = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?|auth)$", re.IGNORECASE)
 _MODEL_NAMES = ("model_id", "model_name", "model_name_or_path", "name_or_path", "revision")
 _DEEPEST, _LARGEST, _LONGEST = 6, 50, 1000  # levels, items, characters: what is more is only digested
 
@@ -89,7 +92,7 @@ def _json(value: Any, depth: int) -> Any:
         return {"class": _class_name(value), "items": len(value), "md5": _digest(repr(value))}
     if isinstance(value, Mapping):
         return {
-            str(key): "(left out)" if _SECRET.search(str(key)) and item else _described(item, depth + 1)
+            str(key): "(left out)" if is_secret(str(key), item) and item else _described(item, depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):
@@ -150,17 +153,6 @@ def _module_of(value: Any) -> str:
     return name if file is None else Path(file).stem
 
 
-def weights_digest(checkpoint: Checkpoint) -> str:
-    """A digest of all that scores follow from: weights, encoder and tokenizer."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(checkpoint.tokenizer.tokenizer.to_str().encode())
-    digest.update(f"{checkpoint.encoder.config} {checkpoint.encoder.head_kind}".encode())
-    for name, tensor in sorted(checkpoint.encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().numpy()).cast("B"))
-    return digest.hexdigest()
-
-
 def hardware() -> dict[str, Any]:
     """Processor, cores, and the GPUs that torch sees, where it is in use."""
     found: dict[str, Any] = {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}
@@ -176,16 +168,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, as ``name: old, new``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys((*old, *new))
-        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-    return [] if old == new else [f"{name}: {_short(old)}, now {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -21,9 +21,9 @@ from ..errors import ShardError
 from .atomic import write_json
 from .download import md5_of
 from .files import TAG, read_file, write, writer
-from .records import differences
+from .kept import Record, Work
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -92,33 +92,46 @@ class ShardFolder:
 
 
 class Shards(ShardFolder):
-    """The shards of a folder, which is created if it does not exist, and continued otherwise.
+    """The shards of a folder, which is created if it does not exist, begun anew if none is finished, else continued.
 
     Args:
         folder: The folder, used for nothing else.
         qids: All queries, in the order of the result.
         size: Number of queries per shard.
-        settings: What the result depends on, as JSON values. Work is continued only with the same settings.
+        work: What the result depends on. Only the same work is continued.
         suffix: Format of the shards' run files, as in ``runs.write``.
 
     Raises:
-        ShardError: The folder belongs to other work; the message names what differs.
+        KeptWorkError: The folder belongs to other work; the message names what differs.
     """
 
-    def __init__(
-        self, folder: Path, qids: Sequence[str], *, size: int, settings: Mapping[str, Any], suffix: str = ".jsonl.gz"
-    ) -> None:
+    def __init__(self, folder: Path, qids: Sequence[str], *, size: int, work: Work, suffix: str = ".jsonl.gz") -> None:
         if size < 1:
             raise ValueError(f"Shards: size must be at least 1 query, got {size!r}.")
         super().__init__(folder, suffix)
-        plan = {"version": _VERSION, "size": size, "settings": dict(settings), "qids": list(qids)}
-        plan = json.loads(json.dumps(plan))  # as it will be read
-        file = folder / "manifest.json"
-        if file.is_file():
-            _check_same(file, json.loads(file.read_text(encoding="utf-8")), plan)
-        else:
-            write_json(file, plan)
+        self.work = work
         self.all = [Shard(n, tuple(qids[start : start + size])) for n, start in enumerate(range(0, len(qids), size))]
+        self.made_by = work.begun()
+        kept = unfinished(folder)
+        if kept is not None:
+            work.check(folder, kept, remedy=_UNFINISHED, what="holds unfinished work of another kind")
+            self.made_by = work.going_on(kept)
+        if kept != self.made_by:
+            self._note(self.made_by)
+
+    def ended(self, parts: Collection[str]) -> None:
+        """Notes what the work changed of its own parts.
+
+        Args:
+            parts: Those that it can change.
+        """
+        changed = self.work.ended(self.made_by, parts)
+        if changed != self.made_by:
+            self._note(changed)
+
+    def _note(self, made_by: Record) -> None:
+        self.made_by = made_by
+        write_json(self.folder / _MANIFEST, {"version": _VERSION, "made by": made_by})
 
     def pending(self) -> list[Shard]:
         """The shards that are not finished, in order."""
@@ -184,8 +197,9 @@ class Shards(ShardFolder):
             "rows": rows,
             "seconds": round(seconds, 3),
             "md5": md5_of(path),
+            "made by": self.made_by,
         }
-        write_json(_record_of(path), made)
+        write_json(record_of(path), made)
         shutil.rmtree(self.folder)
         return made
 
@@ -202,44 +216,60 @@ def folder_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.shards")
 
 
-def completed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def unfinished(folder: Path) -> Record | None:
+    """What was recorded with work that is not complete; None where none of it is finished, so that nothing is lost."""
+    manifest = folder / _MANIFEST
+    if not manifest.is_file() or not any(file.stem.isdigit() for file in folder.glob("*.json")):
+        return None
+    return cast(Record, json.loads(manifest.read_text(encoding="utf-8")).get("made by") or {})
+
+
+def completed(path: Path, work: Work) -> dict[str, Any] | None:
     """The record of a run that an earlier call completed, if one did.
 
     Args:
         path: The run file.
-        settings: What the run depends on, as for ``Shards``.
+        work: What the run depends on.
 
     Raises:
-        FileExistsError: The file belongs to other work, or was changed.
+        KeptWorkError: The file belongs to other work.
+        FileExistsError: Nothing records what made the file, or it was changed.
     """
-    record_file, folder = _record_of(path), folder_of(path)
+    record_file, folder = record_of(path), folder_of(path)
     if not path.exists():
         return None
     if not record_file.exists():
-        if (folder / "manifest.json").exists():  # stopped between the two
+        if (folder / _MANIFEST).exists():  # stopped between the two
             return None
         raise FileExistsError(f"{path} exists, without {record_file.name}. Choose another output, or remove it.")
     record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
-    changed = differences({key: record.get(key) for key in settings}, dict(settings))
-    if changed:
-        raise FileExistsError(
-            f"{path} exists and is of other work: {'; '.join(changed)}. Choose another output, or remove it."
-        )
+    kept = record.get("made by")
+    work.check(path, kept, remedy=COMPLETED)
     if md5_of(path) != record["md5"]:
         raise FileExistsError(f"{path} was changed after it was written. Choose another output, or remove it.")
+    goes_on = work.going_on(kept or {})
+    if goes_on != kept:
+        record["made by"] = goes_on
+        write_json(record_file, record)
     if folder.exists():  # stopped while it was deleted
         shutil.rmtree(folder)
     return record
 
 
-def _record_of(path: Path) -> Path:
+def kept_at(path: Path) -> tuple[Path, Record] | None:
+    """Where a run is kept, finished or not, and what was recorded with it; None where there is none."""
+    record_file, folder = record_of(path), folder_of(path)
+    if path.exists() and record_file.exists():
+        return path, json.loads(record_file.read_text(encoding="utf-8")).get("made by") or {}
+    kept = unfinished(folder)
+    return None if kept is None else (folder, kept)
+
+
+def record_of(path: Path) -> Path:
+    """Where the record of a run lies."""
     return path.with_name(f"{path.name}.json")
 
 
-def _check_same(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = differences(old, new)
-    if changed:
-        raise ShardError(
-            f"{file.parent} holds unfinished work of another kind: {'; '.join(changed)}. Use the old settings to "
-            f"continue it, or delete the folder to start anew."
-        )
+COMPLETED = "Choose another output, or remove it."
+_UNFINISHED = "Give what made it to continue it, or delete the folder to start anew."
+_MANIFEST = "manifest.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -38,9 +39,9 @@ class Estimate:
         gpus_per_worker: Number of GPUs per actor.
         pairs_per_second: Speed of one worker while the others also score, the sample's median.
         sampled_pairs: Number of pairs of the sample.
-        worker_gb: Peak memory of a worker in the sample, in 10^9 bytes, including mapped files.
+        worker_gb: Peak memory of a worker in the sample, in 10^9 bytes, including mapped files; NaN on Windows.
         gpu_gb: Peak GPU memory that a worker allocated; 0 without GPUs.
-        driver_gb: Peak memory of this process so far.
+        driver_gb: Peak memory of this process so far; NaN on Windows.
         disk_gb: Disk space of the shards and the run together, at about 30 bytes per row and copy.
     """
 
@@ -171,9 +172,11 @@ def _sample(plan: Plan, size: int) -> list[dict[str, Any]]:
 
 
 def _peak() -> float:
-    """The peak resident memory of this process, in bytes."""
-    import resource  # not on Windows
-
+    """The peak resident memory of this process, in bytes; NaN where the system does not report it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -15,10 +15,8 @@ from ..reranker import MonoElectraReRanker
 from ..runs.atomic import replacing
 from ..runs.files import write
 from ..runs.given import RUN, TOPICS, Texts, Topics, described, names_a_file, run_of, texts_of, topics_of
-from ..runs.parquet_text import ParquetText
 from ..runs.rankings import Rankings
-from ..runs.records import describe
-from ..runs.text import TextLoader, join_queries
+from ..runs.text import join_queries
 from ..scoring.checkpoint import Checkpoint
 from ..scoring.folders import DEMO, looks_like_path
 from .cluster import import_ray, silence
@@ -88,13 +86,6 @@ def text_of(text: Texts, folder: Path, who: str) -> pt.Transformer:
         TypeError, KeyError, ValueError: As ``runs.add_text``.
     """
     return texts_of(text, who=who, folder=folder)
-
-
-def named(text: pt.Transformer) -> Any:
-    """What texts are known by in the record."""
-    if isinstance(text, ParquetText):
-        return {"parquet": text.source.name, "bytes": text.source.stat().st_size}
-    return text.dataset if isinstance(text, TextLoader) else describe(text)
 
 
 def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, given: Any, who: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +17,13 @@ from ..checks import is_whole, whole
 from ..runs.download import md5_of
 from ..runs.files import check_target
 from ..runs.given import Texts, Topics
-from ..runs.records import frame_digest, model_identity
+from ..runs.kept import Work, check_reuse
+from ..runs.kinds import frame
+from ..runs.records import describe, frame_digest, model_identity
 from ..runs.shards import Shard, folder_of
 from ..scoring.checkpoint import Checkpoint
 from .cluster import Workers, nodes, share
-from .inputs import Model, RayRun, named, queries_of, rankings_of, reranker_of, run_file_of, text_of
+from .inputs import Model, RayRun, queries_of, rankings_of, reranker_of, run_file_of, text_of
 from .workers import Job
 
 _LARGEST_SHARD, _SHARDS = 100, 64
@@ -35,13 +37,15 @@ class Plan:
         job: How each part is re-ranked.
         asked: The queries in the order of the result, by qid: columns qid, query, and position (in the run).
         workers: The workers.
-        settings: What the result depends on, as JSON values, including ``shard_size``.
+        settings: What the result depends on, for its record, as JSON values, including ``shard_size``.
+        work: The same, by content.
     """
 
     job: Job
     asked: pd.DataFrame
     workers: Workers
     settings: dict[str, Any]
+    work: Work
 
     @cached_property
     def pairs(self) -> int:
@@ -72,6 +76,7 @@ def planned(
     shard_size: int | None,
     num_workers: int | None,
     who: str,
+    reuse: Collection[str] = (),
 ) -> Iterator[Plan]:
     """The plan for ``rerank_dataset``, with the same arguments. An error before the work begins leaves no files.
 
@@ -97,15 +102,25 @@ def planned(
         identity = model_identity(reranker.clone(device="cpu"))  # the driver need not have a GPU
         if not isinstance(reranker.model, Checkpoint):
             reranker = reranker.clone(revision=identity["revision"])  # the same for all workers
+        shard_size = shard_size or max(1, min(_LARGEST_SHARD, len(qids) // _SHARDS))
+        numbers = {"depth": depth, "shard_size": shard_size}
         settings = {
-            "reranker": identity,
-            "run": md5_of(file),
-            "topics": frame_digest(asked[["qid", "query"]]),
-            "text": named(found),
-            "depth": depth,
-            "shard_size": shard_size or max(1, min(_LARGEST_SHARD, len(qids) // _SHARDS)),
-        }
-        yield Plan(Job(reranker, rankings, found, depth), asked, workers, settings)
+            "reranker": identity, "run": md5_of(file), "topics": frame_digest(asked[["qid", "query"]]),
+            "text": describe(found), **numbers,
+        }  # fmt: skip
+        work = Work(
+            {
+                "reranker": reranker,
+                "run": Path(file),
+                "topics": frame(asked[["qid", "query"]]),
+                "text": found,
+                **numbers,
+            },
+            certain=("run", "topics", *numbers),
+            reuse=check_reuse(who, reuse, ("reranker", "text")),
+            who=who,
+        )
+        yield Plan(Job(reranker, rankings, found, depth), asked, workers, settings, work)
     finally:
         if folder.is_dir() and not (folder / "manifest.json").exists():
             shutil.rmtree(folder)

@@ -10,13 +10,15 @@ shards are on disk (see ``runs.shards``), which shows what is left to do after a
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pyterrier as pt
 
 from ..locks import hold, lock_of
 from ..runs.given import Texts, Topics
-from ..runs.making import MadeRun
+from ..runs.kept import made_at
+from ..runs.making import Kept, MadeRun
 from ..runs.shards import ShardFolder, Shards, completed, folder_of
 from .cluster import connected
 from .inputs import Model, RayRun
@@ -35,6 +37,7 @@ def rerank_dataset(
     shard_size: int | None = None,
     num_workers: int | None = None,
     address: str | None = None,
+    reuse: Collection[str] = (),
     verbose: bool = True,
 ) -> MadeRun:
     """Re-ranks a run of any size on Ray Data, on every GPU or core of one machine or many.
@@ -69,6 +72,8 @@ def rerank_dataset(
             GPU, or its share of the cores.
         address: Address of a running Ray. Default: the one in use or running here; otherwise one is started for this
             call.
+        reuse: Parts that differ from what made the saved work (``"reranker"``, ``"text"``), although it is to be used
+            anyway. An error names them.
         verbose: Show a progress bar.
 
     Returns:
@@ -78,8 +83,7 @@ def rerank_dataset(
         ValueError, KeyError: As from ``runs`` and ``MonoElectra``: the run is malformed, queries or texts are missing,
             or scores are not finite; or there are more workers than Ray has room for.
         WorkerError: A shard killed its worker several times, or no worker gave a sign of life for ten minutes.
-        ShardError: ``{output}.shards`` belongs to other work.
-        FileExistsError: ``output`` belongs to other work.
+        KeptWorkError: ``output`` or ``{output}.shards`` belongs to other work.
         InUseError: Another process makes this run.
         ImportError: Ray Data is not installed.
     """
@@ -88,19 +92,23 @@ def rerank_dataset(
     with (
         hold(lock_of(path), f"{who}: {path}"),
         connected(address, who),
-        planned(run, model, path, text, topics, depth, shard_size, num_workers, who) as plan,
+        planned(run, model, path, text, topics, depth, shard_size, num_workers, who, reuse) as plan,
     ):
-        done = completed(path, plan.settings)
+        done = completed(path, plan.work)
         if done is not None:
-            return MadeRun(path, done)
+            plan.work.warn()
+            return MadeRun(path, done, Kept(done["queries"], made_at(path), tuple(plan.work.notes(done["made by"]))))
         qids, size = plan.asked["qid"].tolist(), plan.settings["shard_size"]
-        shards = Shards(folder_of(path), qids, size=size, settings=plan.settings, suffix=".parquet")
+        shards = Shards(folder_of(path), qids, size=size, work=plan.work, suffix=".parquet")
         shards.forget_beginnings()
         pending = shards.pending()
         with pt.tqdm(total=len(qids), unit=" queries", desc="MonoElectra", disable=not verbose) as bar:
             bar.update(len(qids) - sum(len(shard.qids) for shard in pending))
             rows = [plan.row(shard) for shard in pending]
             folder = ShardFolder(shards.folder, shards.suffix)
-            for queries in over_workers(ReRanker, plan.job, rows, plan.workers, shards.folder, folder=folder):
-                bar.update(queries)
+            try:
+                for queries in over_workers(ReRanker, plan.job, rows, plan.workers, shards.folder, folder=folder):
+                    bar.update(queries)
+            finally:
+                shards.ended(("text",))
         return MadeRun(path, shards.complete(path, plan.settings, tag="monoelectra"))

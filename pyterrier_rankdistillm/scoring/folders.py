@@ -21,6 +21,11 @@ DEMO = "rankdistillm:demo"
 """The name of the checkpoint that ships with the package."""
 
 
+def demo_folder() -> Path:
+    """The folder of the checkpoint that ships with the package."""
+    return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint"))
+
+
 def locate(
     model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False, who: str = ""
 ) -> tuple[Path, str | None]:
@@ -30,7 +35,7 @@ def locate(
         CheckpointError: There is no such folder, or it cannot be downloaded from the hub.
     """
     if model == DEMO:
-        return Path(str(resources.files("pyterrier_rankdistillm") / "demo" / "checkpoint")), None
+        return demo_folder(), None
     folder = Path(model).expanduser()
     if not folder.is_dir():
         sweep(folder.absolute())  # a save that was killed where folders cannot be exchanged in one step
@@ -45,12 +50,29 @@ def locate(
     return _download(str(model), revision, local_files_only)
 
 
+def commit_of(
+    model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
+) -> str | None:
+    """The commit of a hub id, without its weights; None where the model is no hub id.
+
+    Raises:
+        CheckpointError: The hub cannot give it.
+    """
+    if model == DEMO or looks_like_path(model) or Path(model).expanduser().is_dir():
+        return None
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    return _download(str(model), revision, local_files_only, ("config.json",))[1]
+
+
 def looks_like_path(model: str | os.PathLike[str]) -> bool:
     """Whether a name can only mean a folder, since it is not a hub id (``name`` or ``owner/name``)."""
     return not isinstance(model, str) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) is None or model.startswith(".")
 
 
-def _download(repo: str, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
+def _download(
+    repo: str, revision: str | None, local_files_only: bool, only: tuple[str, ...] = ()
+) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download  # slow to load, and only needed for models of the hub
 
     def fetch(*weights: str) -> Path:
@@ -60,8 +82,8 @@ def _download(repo: str, revision: str | None, local_files_only: bool) -> tuple[
         )
 
     try:
-        folder = fetch("model*.safetensors", "model.safetensors.index.json")
-        if not any(folder.glob("model*.safetensors")):
+        folder = fetch(*only or ("model*.safetensors", "model.safetensors.index.json"))
+        if not only and not any(folder.glob("model*.safetensors")):
             folder = fetch("pytorch_model.bin")
     except Exception as error:  # the hub client raises many unrelated types: HTTP, offline, not found, bad name
         where = "the hub's local cache (local_files_only)" if local_files_only else "the Hugging Face hub"

@@ -190,6 +190,7 @@ def taught_data(
     run: Run | GivenRun | None = None,
     text: GivenTexts | None = None,
     text_field: str = "text",
+    reuse: Collection[str] = (),
 ) -> Sourced:
     """A teacher's rankings.
 
@@ -203,6 +204,7 @@ def taught_data(
         run: The teacher's run, which may be larger than memory.
         text: Where texts come from that ``inp`` does not have.
         text_field: The column of ``inp`` with the texts.
+        reuse: Parts of a kept run of the teacher that may differ, as for ``runs.make_teacher_run``.
 
     Raises:
         TrainingDataError: The data cannot be used.
@@ -230,7 +232,7 @@ def taught_data(
         problems.check(0, settings.on_unusable)
     asked = len(rankings)
     if isinstance(ranker, pt.Transformer):
-        rankings = _asked(ranker, problems, settings, found)
+        rankings = _asked(ranker, problems, settings, found, reuse)
     elif ranker is not None:
         rankings = _looked_up(ranker, problems, settings, rankings)
     there = {"order": True, "values": rankings.has_scores, "relevance": bool(relevance)}
@@ -442,7 +444,9 @@ def _run_of(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[[name for name in ("qid", "docno", "score", "rank") if name in frame.columns]]
 
 
-def _asked(teacher: pt.Transformer, problems: Problems, settings: Settings, found: _Found) -> Rankings:
+def _asked(
+    teacher: pt.Transformer, problems: Problems, settings: Settings, found: _Found, reuse: Collection[str]
+) -> Rankings:
     """Runs the teacher, resumably where there is a folder."""
     assert found.frame is not None
     topics = pd.DataFrame({"qid": list(found.queries), "query": list(found.queries.values())})
@@ -471,6 +475,7 @@ def _asked(teacher: pt.Transformer, problems: Problems, settings: Settings, foun
             depth=settings.depth or int(frame.groupby("qid").size().max()),
             seed=settings.seed,
             on_fault=settings.on_unusable,
+            reuse=[part for part in reuse if part in ("teacher", "first stage")],
             verbose=settings.verbose,
         )
         problems.skip("were ranked faultily by the teacher", list(made.record["faults"]))

@@ -6,6 +6,7 @@ import inspect
 import os
 import tempfile
 from abc import abstractmethod
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from .train import train
 from .validation import Validation
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing since Python 3.11
+    from typing import Self
 
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 
@@ -61,6 +62,9 @@ class _StudentEstimator(pt.Estimator):
         self.recipe = recipe
         self.text = text
         self.settings = Settings.of(self.stage, recipe, who=who, **settings)
+        check_installed("accelerate", who)
+        if self.settings.tensorboard:
+            check_installed("tensorboard", f"{who} with tensorboard=True")
         self._changes = settings
         self._forget()
 
@@ -79,6 +83,7 @@ class _StudentEstimator(pt.Estimator):
         *,
         run: Run | GivenRun | None = None,
         text: Texts | None = None,
+        reuse: Collection[str] = (),
     ) -> None:
         """Trains a copy of the student; PyTerrier calls it from a pipeline's ``fit``.
 
@@ -92,8 +97,11 @@ class _StudentEstimator(pt.Estimator):
                 (``"rankdistillm:rankzephyr"``). It is not read into memory.
             text: A source for texts that are not in the frames: a text loader, or a dataset as for
                 ``runs.text_loader``. Overrides the constructor's.
+            reuse: Parts that differ from what made the training in ``folder`` (``"teacher"``, ``"texts"``, ...),
+                although it is to be continued anyway. An error names them.
 
         Raises:
+            KeptWorkError: ``folder`` holds another training, or another teacher's run.
             TrainingDataError: The data cannot be trained on. The message lists all problems.
             CheckpointError: The student cannot be opened.
             InUseError: Another process trains in the settings' folder.
@@ -102,7 +110,7 @@ class _StudentEstimator(pt.Estimator):
             folder = self.settings.folder
             if folder is not None and is_main_process():
                 stack.enter_context(hold(lock_in(folder), f"{type(self).__name__}: folder {os.fspath(folder)}"))
-            self._fit(topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, run=run, text=text)
+            self._fit(topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, run=run, text=text, reuse=reuse)
 
     def _fit(
         self,
@@ -113,6 +121,7 @@ class _StudentEstimator(pt.Estimator):
         *,
         run: Run | GivenRun | None,
         text: Texts | None,
+        reuse: Collection[str],
     ) -> None:
         who = type(self).__name__
         check_installed("accelerate", f"{who}.fit")
@@ -122,7 +131,7 @@ class _StudentEstimator(pt.Estimator):
             raise ValueError(f"{who}: with several processes folder must be given, got None. They share checkpoints.")
         text = self.text if text is None else text
         text_field = self._template().text_field
-        sourced = self._sourced(topics_or_res_tr, qrels_tr, run=run, text=text, text_field=text_field)
+        sourced = self._sourced(topics_or_res_tr, qrels_tr, run=run, text=text, text_field=text_field, reuse=reuse)
         validation = Validation.of(who, self.settings, topics_or_res_va, qrels_va, text=text, text_field=text_field)
         checkpoint = self._opened_student()
         with ExitStack() as stack:
@@ -135,6 +144,7 @@ class _StudentEstimator(pt.Estimator):
                 folder=Path(folder),
                 validation=validation,
                 template=self._template(),
+                reuse=reuse,
             )
         trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None)
         self._reranker = self._template().clone(model=trained, revision=None, query_length=None, doc_length=None)
@@ -149,6 +159,7 @@ class _StudentEstimator(pt.Estimator):
         run: Run | GivenRun | None,
         text: Texts | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced: ...
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -272,7 +283,8 @@ class _StudentEstimator(pt.Estimator):
 
     def _source(self, checkpoint: Checkpoint) -> str:
         revision = f" at revision {checkpoint.revision}" if checkpoint.revision else ""
-        return f"{checkpoint.source}{revision}, {_DONE[self.stage]} with {self.training.losses}"
+        kept = f" ({'; '.join(self.training.notes)})" if self.training.notes else ""
+        return f"{checkpoint.source}{revision}, {_DONE[self.stage]} with {self.training.losses}{kept}"
 
 
 class FineTuning(_StudentEstimator):
@@ -294,6 +306,7 @@ class FineTuning(_StudentEstimator):
 
     Raises:
         ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
+        ImportError: accelerate (the extra ``train``) is not installed, or with ``tensorboard=True`` TensorBoard.
 
     Method: Gao et al., Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, ECIR 2021,
     https://arxiv.org/abs/2101.08751, as used by Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -310,7 +323,9 @@ class FineTuning(_StudentEstimator):
         run: Run | GivenRun | None,
         text: Texts | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced:
+        del reuse  # nothing is kept before the training begins
         return labelled_data(type(self).__name__, self.settings, inp, qrels, run=run, text=text, text_field=text_field)
 
 
@@ -331,6 +346,7 @@ class Distillation(_StudentEstimator):
 
     Raises:
         ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
+        ImportError: accelerate (the extra ``train``) is not installed, or with ``tensorboard=True`` TensorBoard.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
@@ -361,6 +377,7 @@ class Distillation(_StudentEstimator):
         run: Run | GivenRun | None,
         text: Texts | None,
         text_field: str,
+        reuse: Collection[str] = (),
     ) -> Sourced:
         return taught_data(
             type(self).__name__,
@@ -371,4 +388,5 @@ class Distillation(_StudentEstimator):
             run=run,
             text=text,
             text_field=text_field,
+            reuse=reuse,
         )

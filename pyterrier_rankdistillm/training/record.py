@@ -32,6 +32,7 @@ class Training:
         steps: The number of optimiser steps made.
         about: Where the data came from: ``teacher``, ``rankings`` and ``texts``.
         seconds: Wall-clock time of this process, from the first step to the last.
+        notes: What there is to know of kept work that was taken up.
     """
 
     stage: Stage
@@ -44,6 +45,7 @@ class Training:
     steps: int
     seconds: float
     about: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def table(self) -> pd.DataFrame:
@@ -65,6 +67,7 @@ class Training:
                 (f"{measure} last", f"{values[measure].iloc[-1]:.4f} at step {values['step'].iloc[-1]}"),
             ]
         lines.append(("seconds", f"{self.seconds:.0f}"))
+        lines += [("note", note) for note in self.notes]
         return pd.DataFrame(lines, columns=["what", "value"])
 
     def as_record(self) -> dict[str, Any]:

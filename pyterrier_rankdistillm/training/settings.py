@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,107 +26,195 @@ OnUnusable = Literal["error", "skip"]
 Device = Literal["cuda", "cpu", "mps"]
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What a setting must be.
+
+    Args:
+        words: The rule in words, after "must be"; empty where another part of the package checks the value.
+        holds: Whether a value keeps it.
+        whole: Whether it is about whole numbers, so that numpy's become Python's.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+    whole: bool = False
+
+    def or_none(self) -> Rule:
+        """The same rule for a setting that may be None."""
+        return replace(self, words=f"None or {self.words}", holds=lambda value: value is None or self.holds(value))
+
+
+def _one_of(*choices: Any) -> Rule:
+    return Rule(f"one of {', '.join(map(repr, choices))}", lambda value: value in choices)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, float) or is_whole(value, least=0)
+
+
+_COUNT = Rule("a whole number, at least 1", lambda value: is_whole(value, least=1), whole=True)
+_FROM_ZERO = Rule("a whole number, at least 0", lambda value: is_whole(value, least=0), whole=True)
+_POSITIVE = Rule("a number above 0", lambda value: _number(value) and 0 < value < math.inf)
+_SHARE = Rule("a number from 0 to below 1", lambda value: _number(value) and 0 <= value < 1)
+_SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
+_PATH = Rule("a path", lambda value: isinstance(value, str | os.PathLike) and bool(os.fspath(value)))
+_MADE = Rule("", lambda _: True)  # Losses, Sampling and ir-measures say what is wrong, when they are made of it
+
+
+def _setting(default: Any, rule: Rule, told: str) -> Any:
+    """A field that says what it means (in reStructuredText) and what it must be: checks, help and pages read it."""
+    return field(default=default, metadata={"rule": rule, "told": told})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings of a training.
 
     Most defaults are the paper's. The exceptions are ``steps`` and ``epochs``, of which one must be given, and the
     settings in which the two stages differ; ``Settings.of`` takes these from a recipe.
-
-    Args:
-        loss: Name of a loss, or a mapping with ``name``, options and ``weight``, or several of them; see
-            ``training.losses``.
-        depth: Number of documents per ranking that are used; None: all.
-        sample_size: Number of documents per training list; None: all within ``depth``.
-        sampling: How these are chosen: ``"single_relevant"`` (one relevant, the rest not), ``"top"``, ``"random"``,
-            ``"log_random"`` (higher ranks more often), ``"top_and_random"``.
-        negative_ranks: Ranks (from 0, end not included) that non-relevant documents are drawn from; None: all.
-        random_negatives: Share of the non-relevant documents that come from other queries' rankings, 0 to 1.
-        add_relevant: Whether relevant documents that the first stage did not retrieve are drawn too.
-        drop_near_duplicates: Whether unjudged near-duplicates of a relevant passage are kept out of its list.
-        steps: Number of optimiser steps; None: set by ``epochs``.
-        epochs: Number of passes over the queries; None: set by ``steps``.
-        batch_size: Number of lists per optimiser step, over all processes and accumulated parts.
-        accumulation: Number of parts that an optimiser step is split into. Rarely needed, since ``memory_tokens``
-            already splits steps into parts that fit in memory.
-        learning_rate: Learning rate of AdamW after the warm-up.
-        schedule: The learning rate after the warm-up: ``"constant"``, or falling to 0 at the last step, ``"linear"``-ly
-            or as a ``"cosine"``.
-        warmup_steps: Number of steps in which the learning rate rises from 0.
-        weight_decay: Weight decay of AdamW, on every parameter (biases and LayerNorm too).
-        max_grad_norm: Norm that larger gradients are scaled down to; None: they are not.
-        dropout: Dropout probability in all layers; None: the checkpoint's.
-        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that supports it,
-            else float32.
-        gradient_checkpointing: Compute layers again for the gradient rather than keep them: a third slower, with a
-            fraction of the memory.
-        memory_tokens: Number of tokens (padding included) whose activations are held at once. The backward pass is done
-            in groups of lists of that size; a single larger list is encoded twice, with cached gradients (Gao et al.,
-            2021, https://arxiv.org/abs/2101.06983). Gradients do not depend on it.
-        batch_tokens: Number of tokens that the encoder reads at once; None: 512 on the CPU, ``memory_tokens``
-            elsewhere.
-        query_length: Number of tokens read of a query; None: the checkpoint's.
-        doc_length: Number of tokens read of a text; None: the checkpoint's.
-        seed: Of a new head, the sampling, the order of the queries, and dropout.
-        measure: Name of any measure of ir-measures. The weights with the best value on the validation topics are kept.
-        valid_every: Number of steps between validations; None: a tenth of all steps.
-        valid_queries: Number of validation topics that are used, drawn with the seed; None: all.
-        patience: Number of validations without an improvement after which training stops; None: it does not stop early.
-        log_every: Number of steps between two records of loss and learning rate; None: a hundredth of all steps.
-        folder: Folder in which checkpoints (and ``tensorboard`` logs) are kept, to be resumed; None: they are not kept.
-        save_every: Number of steps between checkpoints in ``folder``; None: ``valid_every``.
-        resume: Continue from the last checkpoint in ``folder``, if there is one.
-        on_unusable: What is done with queries that cannot be trained on (no relevant document, not in the teacher's
-            run, ...): ``"error"`` lists them, ``"skip"`` leaves them out and counts them.
-        device: ``"cuda"`` (``CUDA_VISIBLE_DEVICES`` chooses one of several), ``"cpu"`` or ``"mps"``; None: CUDA if
-            available, else the CPU.
-        tensorboard: Whether to log to ``folder`` for TensorBoard (which must be installed).
-        verbose: Show a progress bar, and the summary at the end.
     """
 
-    loss: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "ranknet"
-    depth: int | None = 100
-    sample_size: int | None = None
-    sampling: Strategy = "top"
-    negative_ranks: tuple[int, int] | None = None
-    random_negatives: float = 0.0
-    add_relevant: bool = True
-    drop_near_duplicates: bool = True
-    steps: int | None = None
-    epochs: float | None = None
-    batch_size: int = 32
-    accumulation: int = 1
-    learning_rate: float = 1e-5
-    schedule: Schedule = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.01
-    max_grad_norm: float | None = None
-    dropout: float | None = None
-    dtype: DType | None = None
-    gradient_checkpointing: bool = False
-    memory_tokens: int = 16_384
-    batch_tokens: int | None = None
-    query_length: int | None = None
-    doc_length: int | None = None
-    seed: int = 42
-    measure: str = "nDCG@10"
-    valid_every: int | None = None
-    valid_queries: int | None = None
-    patience: int | None = None
-    log_every: int | None = None
-    folder: str | os.PathLike[str] | None = None
-    save_every: int | None = None
-    resume: bool = False
-    on_unusable: OnUnusable = "error"
-    device: Device | None = None
-    tensorboard: bool = False
-    verbose: bool = True
-
+    loss: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = _setting(
+        "ranknet",
+        _MADE,
+        "Name of a loss, or a mapping with ``name``, options and ``weight``, or several of them; see "
+        "``training.losses``.",
+    )
+    depth: int | None = _setting(100, _COUNT.or_none(), "Number of documents per ranking that are used; None: all.")
+    sample_size: int | None = _setting(
+        None, _COUNT.or_none(), "Number of documents per training list; None: all within ``depth``."
+    )
+    sampling: Strategy = _setting(
+        "top",
+        _one_of(*get_args(Strategy)),
+        'How these are chosen: ``"single_relevant"`` (one relevant, the rest not), ``"top"``, ``"random"``, '
+        '``"log_random"`` (higher ranks more often), ``"top_and_random"``.',
+    )
+    negative_ranks: tuple[int, int] | None = _setting(
+        None, _MADE, "Ranks (from 0, end not included) that non-relevant documents are drawn from; None: all."
+    )
+    random_negatives: float = _setting(
+        0.0, _MADE, "Share of the non-relevant documents that come from other queries' rankings, 0 to 1."
+    )
+    add_relevant: bool = _setting(
+        True, _SWITCH, "Whether relevant documents that the first stage did not retrieve are drawn too."
+    )
+    drop_near_duplicates: bool = _setting(
+        True, _SWITCH, "Whether unjudged near-duplicates of a relevant passage are kept out of its list."
+    )
+    steps: int | None = _setting(None, _COUNT.or_none(), "Number of optimiser steps; None: set by ``epochs``.")
+    epochs: float | None = _setting(
+        None, _POSITIVE.or_none(), "Number of passes over the queries; None: set by ``steps``."
+    )
+    batch_size: int = _setting(
+        32, _COUNT, "Number of lists per optimiser step, over all processes and accumulated parts."
+    )
+    accumulation: int = _setting(
+        1,
+        _COUNT,
+        "Number of parts that an optimiser step is split into. Rarely needed, since ``memory_tokens`` already "
+        "splits steps into parts that fit in memory.",
+    )
+    learning_rate: float = _setting(1e-5, _POSITIVE, "Learning rate of AdamW after the warm-up.")
+    schedule: Schedule = _setting(
+        "constant",
+        _one_of(*get_args(Schedule)),
+        'The learning rate after the warm-up: ``"constant"``, or falling to 0 at the last step, '
+        '``"linear"``-ly or as a ``"cosine"``.',
+    )
+    warmup_steps: int = _setting(0, _FROM_ZERO, "Number of steps in which the learning rate rises from 0.")
+    weight_decay: float = _setting(
+        0.01, _SHARE, "Weight decay of AdamW, on every parameter (biases and LayerNorm too)."
+    )
+    max_grad_norm: float | None = _setting(
+        None, _POSITIVE.or_none(), "Norm that larger gradients are scaled down to; None: they are not."
+    )
+    dropout: float | None = _setting(
+        None, _SHARE.or_none(), "Dropout probability in all layers; None: the checkpoint's."
+    )
+    dtype: DType | None = _setting(
+        None,
+        _one_of(None, *get_args(DType)),
+        '``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``; None: bfloat16 on a GPU that supports it '
+        "(CUDA capability 8.0 or above), float16 on an older one, float32 elsewhere.",
+    )
+    gradient_checkpointing: bool = _setting(
+        False,
+        _SWITCH,
+        "Compute layers again for the gradient rather than keep them: a third slower, with a fraction of the memory.",
+    )
+    memory_tokens: int = _setting(
+        16_384,
+        _COUNT,
+        "Number of tokens (padding included) whose activations are held at once. The backward pass is done in "
+        "groups of lists of that size; a single larger list is encoded twice, with cached gradients (Gao et "
+        "al., 2021, https://arxiv.org/abs/2101.06983). Gradients do not depend on it.",
+    )
+    batch_tokens: int | None = _setting(
+        None,
+        _COUNT.or_none(),
+        "Number of tokens that the encoder reads at once; None: 512 on the CPU, ``memory_tokens`` elsewhere.",
+    )
+    query_length: int | None = _setting(
+        None, _COUNT.or_none(), "Number of tokens read of a query; None: the checkpoint's."
+    )
+    doc_length: int | None = _setting(
+        None, _COUNT.or_none(), "Number of tokens read of a text; None: the checkpoint's."
+    )
+    seed: int = _setting(42, _FROM_ZERO, "Of a new head, the sampling, the order of the queries, and dropout.")
+    measure: str = _setting(
+        "nDCG@10",
+        _MADE,
+        "Name of any measure of ir-measures. The weights with the best value on the validation topics are kept.",
+    )
+    valid_every: int | None = _setting(
+        None, _COUNT.or_none(), "Number of steps between validations; None: a tenth of all steps."
+    )
+    valid_queries: int | None = _setting(
+        None, _COUNT.or_none(), "Number of validation topics that are used, drawn with the seed; None: all."
+    )
+    patience: int | None = _setting(
+        None,
+        _COUNT.or_none(),
+        "Number of validations without an improvement after which training stops; None: it does not stop early.",
+    )
+    log_every: int | None = _setting(
+        None,
+        _COUNT.or_none(),
+        "Number of steps between two records of loss and learning rate; None: a hundredth of all steps.",
+    )
+    folder: str | os.PathLike[str] | None = _setting(
+        None,
+        _PATH.or_none(),
+        "Folder in which checkpoints (and ``tensorboard`` logs) are kept, to be resumed; None: they are not kept.",
+    )
+    save_every: int | None = _setting(
+        None, _COUNT.or_none(), "Number of steps between checkpoints in ``folder``; None: ``valid_every``."
+    )
+    resume: bool = _setting(False, _SWITCH, "Continue from the last checkpoint in ``folder``, if there is one.")
+    on_unusable: OnUnusable = _setting(
+        "error",
+        _one_of(*get_args(OnUnusable)),
+        "What is done with queries that cannot be trained on (no relevant document, not in the teacher's run, "
+        '...): ``"error"`` lists them, ``"skip"`` leaves them out and counts them.',
+    )
+    device: Device | None = _setting(
+        None,
+        _one_of(None, *get_args(Device)),
+        '``"cuda"`` (``CUDA_VISIBLE_DEVICES`` chooses one of several), ``"cpu"`` or ``"mps"``; None: CUDA if '
+        "available, else the CPU.",
+    )
+    tensorboard: bool = _setting(
+        False, _SWITCH, "Whether to log to ``folder`` for TensorBoard (which must be installed)."
+    )
+    verbose: bool = _setting(True, _SWITCH, "Show a progress bar, and the summary at the end.")
     who: InitVar[str] = "Settings"
 
     def __post_init__(self, who: str) -> None:
-        for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
-            object.__setattr__(self, name, whole(getattr(self, name)))  # numpy's numbers too
+        for name, rule in _RULES.items():
+            if rule.whole:
+                object.__setattr__(self, name, whole(getattr(self, name)))  # numpy's numbers too
         if isinstance(self.negative_ranks, tuple | list):
             object.__setattr__(self, "negative_ranks", tuple(map(whole, self.negative_ranks)))  # YAML has lists
         faults = [*self._range_faults(), *self._contradictions()]
@@ -188,29 +277,8 @@ class Settings:
         return max(1, round(self.epochs * queries / self.batch_size))
 
     def _range_faults(self) -> list[str]:
-        def rule_of(name: str) -> str | None:
-            value = getattr(self, name)
-            if name in _CHOICES:
-                choices = _CHOICES[name]
-                return None if value in choices else f"one of {', '.join(map(repr, choices))}"
-            if value is None and name in _OPTIONAL:
-                return None
-            if name == "folder":
-                return None if isinstance(value, str | os.PathLike) and os.fspath(value) else "None or a path"
-            number = is_whole(value, least=0) or isinstance(value, float)
-            or_none = "None or " if name in _OPTIONAL else ""
-            if name in _AT_LEAST_ONE:
-                return None if is_whole(value, least=1) else f"{or_none}a whole number, at least 1"
-            if name in _AT_LEAST_ZERO:
-                return None if is_whole(value, least=0) else f"{or_none}a whole number, at least 0"
-            if name in _POSITIVE:
-                return None if number and 0 < value < math.inf else f"{or_none}a number above 0"
-            if name in _SHARES:
-                return None if number and 0 <= value < 1 else f"{or_none}a number from 0 to below 1"
-            return None if isinstance(value, bool) else "True or False"
-
-        checked = (*_CHOICES, "folder", *_AT_LEAST_ONE, *_AT_LEAST_ZERO, *_POSITIVE, *_SHARES, *_SWITCHES)
-        return [f"{name} must be {rule}, got {getattr(self, name)!r}." for name in checked if (rule := rule_of(name))]
+        values = ((name, getattr(self, name), rule) for name, rule in _RULES.items())
+        return [f"{name} must be {rule.words}, got {value!r}." for name, value, rule in values if not rule.holds(value)]
 
     def _contradictions(self) -> list[str]:
         faults = []
@@ -244,31 +312,16 @@ class Settings:
             raise InputError("Settings", fact) from error
 
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "sampling": get_args(Strategy),
-    "schedule": get_args(Schedule),
-    "dtype": (None, *get_args(DType)),
-    "on_unusable": get_args(OnUnusable),
-    "device": (None, *get_args(Device)),
-}
-_AT_LEAST_ONE = (
-    "depth", "sample_size", "steps", "batch_size", "accumulation", "memory_tokens", "batch_tokens", "query_length",
-    "doc_length", "valid_every", "valid_queries", "patience", "log_every", "save_every",
-)  # fmt: skip
-_AT_LEAST_ZERO = ("warmup_steps", "seed")
-_POSITIVE = ("epochs", "learning_rate", "max_grad_norm")
-_SHARES = ("weight_decay", "dropout")
-_SWITCHES = ("add_relevant", "drop_near_duplicates", "gradient_checkpointing", "resume", "tensorboard", "verbose")
-_OPTIONAL = {
-    "depth", "sample_size", "steps", "epochs", "batch_tokens", "query_length", "doc_length", "valid_every",
-    "valid_queries", "patience", "log_every", "save_every", "max_grad_norm", "dropout", "folder",
-}  # fmt: skip
+_RULES: dict[str, Rule] = {one.name: one.metadata["rule"] for one in dataclasses.fields(Settings)}
+
+if Settings.__doc__ is not None:  # python -OO keeps none
+    _told = (f"    {one.name}: {one.metadata['told']}" for one in dataclasses.fields(Settings))
+    Settings.__doc__ = "\n".join([inspect.cleandoc(Settings.__doc__), "", "Args:", *_told])
 
 
 def descriptions() -> dict[str, str]:
-    """What each setting means, in one line each, taken from the docstring of ``Settings``."""
-    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", Settings.__doc__ or "", flags=re.MULTILINE)
-    return {name: " ".join(text.replace("``", "").split()) for name, text in entries}
+    """What each setting means, in a line of plain text."""
+    return {one.name: one.metadata["told"].replace("``", "") for one in dataclasses.fields(Settings)}
 
 
 _ELSEWHERE = {

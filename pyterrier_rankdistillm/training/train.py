@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import pandas as pd
 from ..extras import check_installed
 from ..reranker import MonoElectraReRanker
 from ..runs.atomic import write_json
-from ..runs.records import differences, weights_digest
+from ..runs.kept import Record, Work, check_reuse
+from ..runs.kinds import frame
 from ..scoring.checkpoint import Checkpoint
 from ..scoring.encoder import CrossEncoder
 from .data import Sourced
 from .lists import Lists, TrainingData
-from .losses import Losses
+from .losses import LOSSES, Losses
 from .record import Training
 from .settings import Settings, Stage
 from .validation import Validation
@@ -41,6 +41,7 @@ def train(
     folder: Path,
     validation: Validation | None,
     template: MonoElectraReRanker,
+    reuse: Collection[str] = (),
 ) -> tuple[CrossEncoder, Training]:
     """Trains a copy of a checkpoint's encoder.
 
@@ -52,12 +53,14 @@ def train(
         folder: Where checkpoints are written during training.
         validation: Chooses the weights that are kept; None: the last ones are.
         template: The settings to re-rank with in the validation.
+        reuse: Parts of a kept training that may differ; see ``REUSABLE``.
 
     Returns:
         The trained encoder, on the CPU, in evaluation mode; and a record of the training.
 
     Raises:
-        ValueError: The folder holds another training, or settings do not fit the number of processes.
+        KeptWorkError: The folder holds another training.
+        ValueError: Settings do not fit the number of processes, or the folder holds checkpoints, and none is to resume.
         FloatingPointError: The loss became infinite or NaN.
     """
     check_installed("accelerate", "Training")
@@ -108,14 +111,19 @@ def train(
         validate=None if validation is None else measure,
         resumed=resumed is not None,
     )
+    claim = None
     if settings.folder is not None and trainer.is_world_process_zero():
         continued = settings.resume and (folder / _RECORD).is_file()
-        _claim(folder, stage, checkpoint, settings, data)
+        claim = _Claim(folder, stage, checkpoint, settings, data, validation, reuse)
         if continued:
             discard_newer(folder, resumed)
     started = time.monotonic()
-    with quiet():
-        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    try:
+        with quiet():
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    finally:
+        if claim is not None:
+            claim.ended()
     best = trainer.state.best_global_step if validation is not None else None
     record = Training(
         stage=stage,
@@ -128,62 +136,86 @@ def train(
         steps=trainer.state.global_step,
         seconds=time.monotonic() - started,
         about=sourced.about,
+        notes=() if claim is None else claim.notes,
     )
     if trainer.is_world_process_zero():
         _report(record, folder)
     return encoder.cpu().eval().requires_grad_(False), record
 
 
-def _claim(folder: Path, stage: Stage, student: Checkpoint, settings: Settings, data: TrainingData) -> None:
-    """Records in the folder which training it belongs to.
+REUSABLE = ("teacher", "first stage", "student", "texts", "loss", "validation")
+"""The parts of a training that ``reuse`` may name; the first two are of the teacher's run."""
+
+
+class _Claim:
+    """Whose checkpoints a folder holds.
 
     Raises:
-        ValueError: The folder belongs to another training, or holds checkpoints that are not to be resumed.
+        KeptWorkError: They are another training's.
+        ValueError: They are this one's, and it is not to be resumed.
     """
-    work = {
-        "stage": stage,
-        "student": weights_digest(student),
-        "settings": {name: value for name, value in settings.as_dict().items() if name not in _FREE},
-        "data": {
-            "queries": len(data.members),
-            "rows": data.rankings.rows,
-            "qids": _digest(qid.encode() for qid in data.rankings.qids),
-            "some rankings": _digest(_some_of(data)),
-        },
-    }
-    file = folder / _RECORD
-    work = json.loads(json.dumps(work))
-    if file.exists():
-        old = json.loads(file.read_text(encoding="utf-8"))
-        changed = differences(old, work)
-        if changed:
-            raise ValueError(
-                f"Settings: folder {folder} holds another training: {'; '.join(changed)}. Choose another folder, or "
-                f"delete it."
-            )
-        if not settings.resume and any(folder.glob("checkpoint-*")):
-            raise ValueError(
-                f"Settings: folder {folder} holds checkpoints of this training. resume=True continues it; or delete "
-                f"the folder."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, work)
+
+    def __init__(
+        self,
+        folder: Path,
+        stage: Stage,
+        student: Checkpoint,
+        settings: Settings,
+        data: TrainingData,
+        validation: Validation | None,
+        reuse: Collection[str],
+    ) -> None:
+        stated = {name: value for name, value in settings.as_dict().items() if name not in _FREE}
+        given = {
+            "data.queries": len(data.members), "data.rows": data.rankings.rows, "data.rankings": data.rankings,
+            "data.members": data.members, "data.query texts": dict(data.queries), "data.labels": frame(_labels(data)),
+            "stage": stage,
+        }  # fmt: skip
+        parts = {
+            "student": student, **{f"settings.{name}": value for name, value in stated.items()}, **given,
+            "texts": [dict(data.texts.known), data.texts.loader],
+            "loss": [(LOSSES[t.name].function, t.weight, dict(t.options)) for t in Losses.of(settings.loss).terms],
+            "validation": None if validation is None
+            else [frame(validation.run), frame(validation.qrels), str(validation.measure)],
+        }  # fmt: skip
+        certain = [name for name in parts if name not in REUSABLE]
+        reuse = check_reuse("fit", reuse, REUSABLE)
+        self._work = Work(parts, certain=certain, reuse=reuse, who="fit")
+        self._file = folder / _RECORD
+        self._made_by = self._work.begun()
+        self.notes: tuple[str, ...] = ()
+        if any(folder.glob("checkpoint-*")):  # else nothing would be lost
+            kept = _made_by(self._file)
+            self._work.check(folder, kept, remedy="Choose another folder, or delete it.", what="holds another training")
+            if not settings.resume:
+                raise ValueError(
+                    f"Settings: folder {folder} holds checkpoints of this training. resume=True continues it; or "
+                    f"delete the folder."
+                )
+            self._made_by = self._work.going_on(kept)
+            self._work.warn(stacklevel=5)
+            self.notes = tuple(self._work.notes(self._made_by))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, {"stage": stage, "settings": json.loads(json.dumps(stated)), "made by": self._made_by})
+
+    def ended(self) -> None:
+        """Notes what the training changed of its own parts, such as a text loader's memory."""
+        changed = self._work.ended(self._made_by, ("texts",))
+        if changed != self._made_by:
+            stated = json.loads(self._file.read_text(encoding="utf-8"))
+            write_json(self._file, {**stated, "made by": changed})
 
 
-def _some_of(data: TrainingData) -> Iterator[bytes]:
-    """About a hundred rankings, or all if there are fewer, with their labels."""
-    for position in data.members[:: -(-len(data.members) // 100)]:
-        ranking = data.rankings[int(position)]
-        scores = None if ranking.scores is None else ranking.scores.tolist()
-        yield repr((ranking.docnos, scores, sorted(data.relevance.get(ranking.qid, {}).items()))).encode()
+def _made_by(file: Path) -> Record:
+    if not file.is_file():
+        return {}
+    made_by: Record = json.loads(file.read_text(encoding="utf-8")).get("made by") or {}
+    return made_by
 
 
-def _digest(parts: Iterable[Any]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-        digest.update(b"\0")
-    return digest.hexdigest()
+def _labels(data: TrainingData) -> pd.DataFrame:
+    rows = [(qid, d, label) for qid, labels in sorted(data.relevance.items()) for d, label in sorted(labels.items())]
+    return pd.DataFrame(rows, columns=["qid", "docno", "label"])
 
 
 def _log(history: list[dict[str, Any]], names: Mapping[str, str]) -> pd.DataFrame:

@@ -212,15 +212,15 @@ class ListwiseTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation measure, computed on one process and sent to the others."""
         assert self.validate is not None
-        value = torch.zeros((), dtype=torch.float64, device=self.args.device)
         randomness = _random_state(self.args.device)  # so that the validation does not change the training
-        if self.is_world_process_zero():
-            value += self.validate()
+        value = self.validate() if self.is_world_process_zero() else 0.0
         _set_random_state(randomness, self.args.device)
         if self.args.world_size > 1:
-            torch.distributed.broadcast(value, src=0)
+            shared = torch.tensor(value, dtype=torch.float64, device=self.args.device)
+            torch.distributed.broadcast(shared, src=0)
+            value = shared.item()
         cast(nn.Module, self.model).train()
-        metrics = {f"eval_{MEASURE}": value.item()}
+        metrics = {f"eval_{MEASURE}": value}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -236,8 +236,9 @@ def training_arguments(
     settings: Settings, *, folder: Path, steps: int, validated: bool, resumed: bool
 ) -> TrainingArguments:
     """The Trainer's arguments for our settings. Features that are not in the recipe are switched off."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("Settings: device must be one that torch finds here, got 'cuda'. Use 'cpu'.")
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if settings.device is not None and not found.get(settings.device, True):
+        raise ValueError(f"Settings: device must be one that torch finds here, got {settings.device!r}. Use 'cpu'.")
     dtype = resolved_dtype(settings)
     valid_every = settings.valid_every or max(1, steps // 10)
     keeps = settings.folder is not None
@@ -289,8 +290,10 @@ def resolved_dtype(settings: Settings) -> DType:
     """The precision to train in."""
     if settings.dtype is not None:
         return settings.dtype
-    on_cuda = not _on_cpu(settings) and torch.cuda.is_available()
-    return "bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32"
+    if settings.device == "mps" or _on_cpu(settings):
+        return "float32"
+    # Below capability 8.0 torch emulates bfloat16, slower than float32.
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def _on_cpu(settings: Settings) -> bool:
@@ -342,10 +345,17 @@ class _RandomState:
 
 
 def _random_state(device: torch.device) -> _RandomState:
-    return _RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+    """What dropout on this device is drawn from."""
+    if device.type == "cuda":
+        return _RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device))
+    return _RandomState(torch.get_rng_state(), torch.mps.get_rng_state() if device.type == "mps" else None)
 
 
 def _set_random_state(state: _RandomState, device: torch.device) -> None:
     torch.set_rng_state(state.cpu)
-    if state.device is not None:
+    if state.device is None:
+        return
+    if device.type == "mps":
+        torch.mps.set_rng_state(state.device)
+    else:
         torch.cuda.set_rng_state(state.device, device)

@@ -247,7 +247,9 @@ def test_an_interrupted_reproduction_goes_on(tmp_path: Path) -> None:
     result = reproduce("trec-dl-2019", {"first": again, "third": second}, **GIVEN, folder=tmp_path)
     assert again.asked == []  # its run was there
     assert len(second.asked) == 1
-    assert str(result) == str(reproduce("trec-dl-2019", {"first": Words(), "third": Words()}, **GIVEN))
+    *told, note = str(result).splitlines()
+    assert "first was not run again, but taken from runs/first-stage/trec-dl-2019/first.run.gz, made 2" in note
+    assert "\n".join(told) == str(reproduce("trec-dl-2019", {"first": Words(), "third": Words()}, **GIVEN))
 
 
 def test_runs_of_other_work_are_not_taken(tmp_path: Path, checkpoint: Callable[[str], Any]) -> None:
@@ -415,6 +417,7 @@ def test_corpora_that_are_missing_are_listed_and_the_rest_runs() -> None:
     assert "27" not in str(result.agrees)
 
 
+@pytest.mark.slow
 def test_all_corpora_make_the_paper_s_means() -> None:
     rankings = {"cranfield": "xa", "vaswani": "xya"}
     given = joined(*(corpus(name, rankings.get(name, "ax"), qid=str(n)) for n, name in enumerate(names(), start=1)))

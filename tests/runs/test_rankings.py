@@ -175,7 +175,7 @@ def test_many_rankings_over_many_parts(tmp_path: Path, monkeypatch: pytest.Monke
         (TREC + "\nq4 Q0 z 3 1\n", "line 8: 5 fields, a TREC run has 6"),
         (TREC + "q3 Q0 c 9 1 t\n", "line 7: docno 'c' is twice in the ranking of qid 'q3'"),
         (TREC.encode() + b"q4 Q0 \xff 1 1 t\n", "line 7: not UTF-8"),
-        (gzip.compress(TREC.encode())[:-9], "line 7: the gz stream is broken or ends too early"),
+        (gzip.compress(TREC.encode(), mtime=0)[:-9], "line 7: the gz stream is broken or ends too early"),
         ("\n\n", "has no rows"),
         ('{"qid": "1", "docno": "a", "score": 1}\n' * 2, "line 2: docno 'a' is twice"),
         ('{"qid": "1", "docno": "a", "score": 1}\n{"qid": "2", "score": 1}\n', "line 2: docno is missing"),
@@ -247,6 +247,53 @@ def test_the_form_can_lie_elsewhere(tmp_path: Path, made: list[Path], monkeypatc
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match=r"The folder of rankings .* must be writable, got '.*x'"):
         Rankings.from_file(tmp_path / "x" / "some.run")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_is_mapped_is_not_replaced_on_windows(
+    tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    monkeypatch.setattr(mapped, "_REPLACES_MAPPED", False)
+    replaced: list[Path] = []
+    replace, unlink = Path.replace, Path.unlink
+
+    def careful(self: Path, target: Path) -> Path:
+        replaced.extend([target] if target.exists() else [])
+        return replace(self, target)
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix == ".rankings":
+            raise PermissionError(13, "it is mapped")
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "replace", careful)
+    monkeypatch.setattr(Path, "unlink", refused)
+    folder = tmp_path / "forms" if elsewhere else None
+    file = put(tmp_path, TREC)
+    first = Rankings.from_file(file, folder=folder)
+    for other in ("q7", "q8"):
+        put(tmp_path, TREC.replace("q1", other))
+        for _ in range(2):
+            assert list(Rankings.from_file(file, folder=folder).qids) == ["q2", other, "q3"]
+    assert plain(first) == WITHOUT_QUERIES
+    assert (made, replaced) == ([file] * 3, [])
+    monkeypatch.setattr(Path, "unlink", unlink)
+    put(tmp_path, TREC)
+    Rankings.from_file(file, folder=folder)  # the older ones can go now
+    assert len(names(folder or tmp_path)) == (1 if elsewhere else 2)
+
+
+def test_another_process_may_have_made_and_mapped_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    file = put(tmp_path, TREC)
+    replace = Path.replace
+
+    def refused(self: Path, target: Path) -> None:
+        replace(self, target)
+        raise PermissionError(13, "it is mapped")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    assert plain(Rankings.from_file(file)) == WITHOUT_QUERIES
 
 
 @pytest.mark.parametrize("theirs", [b"", b"something else", None])

@@ -93,9 +93,9 @@ def ray_dataset(folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("number", "source", "depth"),
     [
-        (1, trec, 4),
+        pytest.param(1, trec, 4, marks=pytest.mark.slow),
         (2, parquet_with_queries, None),
-        (3, trec, None),
+        pytest.param(3, trec, None, marks=pytest.mark.slow),
         pytest.param(1, ray_dataset, None, marks=pytest.mark.slow),  # Ray's sort starts processes of its own
     ],
 )
@@ -145,6 +145,7 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(
     assert len(QUERIES) < done(loader) <= len(QUERIES) + 3
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_kept(
     run_file: Path, tmp_path: Path, model: tiny.Tiny, loader: faulty.Texts
 ) -> None:
@@ -156,7 +157,7 @@ def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_kept(
     assert not (tmp_path / "out.run").exists()
     finished = list((tmp_path / "out.run.shards").glob("0*.json"))
     assert finished
-    with pytest.raises(ShardError, match=r"settings.depth: null, now 3"):
+    with pytest.raises(ShardError, match=r"depth: null, now 3"):
         rerank(run_file, model, loader, tmp_path / "out.run", depth=3)
     before, loader.deadly = done(loader), ""
     made = rerank(run_file, model, loader, tmp_path / "out.run", num_workers=2)
@@ -175,13 +176,16 @@ here.rerank(folder / "bm25.run", tiny.Tiny(pathlib.Path(sys.argv[2]), None), slo
 """
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_where_it_stopped(
     run_file: Path, tmp_path: Path, model: tiny.Tiny, loader: faulty.Texts
 ) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(model.folder)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
+        end = time.monotonic() + 240
         while len(list(tmp_path.glob("out.run.shards/0*.json"))) < 2 and process.poll() is None:
+            assert time.monotonic() < end
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from pyterrier_rankdistillm import MonoElectra
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
 from pyterrier_rankdistillm.scoring.scorer import Scorer
-from pyterrier_rankdistillm.training import callbacks
+from pyterrier_rankdistillm.training import callbacks, trainer
 from pyterrier_rankdistillm.training.data import taught_data
 from pyterrier_rankdistillm.training.lists import Lists
 from pyterrier_rankdistillm.training.losses import Losses
@@ -72,10 +73,10 @@ def gradients(student: Checkpoint, folder: Path, run: pd.DataFrame = UNEVEN, **c
         def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
             noted.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
-    trainer = trainer_of(student, folder, run, **{"learning_rate": 1e-12, "dropout": 0.0, **changes})
-    trainer.add_callback(Note())
+    made = trainer_of(student, folder, run, **{"learning_rate": 1e-12, "dropout": 0.0, **changes})
+    made.add_callback(Note())
     with quiet():
-        trainer.train()
+        made.train()
     return noted
 
 
@@ -405,10 +406,55 @@ def test_a_training_that_diverges_is_an_error(model: tiny.Tiny, log_every: int) 
 
 
 def test_no_such_device(model: tiny.Tiny) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="device must be one that torch finds here, got 'cuda'"):
-        toy.distillation(model.folder, device="cuda").fit(toy.TRAIN, None)
+    for device, found in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        if not found.is_available():
+            with pytest.raises(ValueError, match=f"device must be one that torch finds here, got '{device}'"):
+                toy.distillation(model.folder, device=device).fit(toy.TRAIN, None)
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "native", "dtype"),
+    [
+        (None, True, True, "bfloat16"),
+        (None, True, False, "float16"),  # capability below 8.0: bfloat16 would be emulated
+        ("cuda", True, False, "float16"),
+        ("cpu", True, True, "float32"),
+        ("mps", True, True, "float32"),
+        (None, False, False, "float32"),
+    ],
+)
+def test_the_precision_is_one_that_the_device_computes_in(
+    monkeypatch: pytest.MonkeyPatch, device: Any, cuda: bool, native: bool, dtype: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: native or including_emulation)
+    settings = Settings.of("distill", device=device)
+    assert trainer.resolved_dtype(settings) == dtype
+    assert trainer.resolved_dtype(dataclasses.replace(settings, dtype="float32")) == "float32"
+
+
+def test_randomness_of_the_device_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Apple's GPUs too, where cached gradients draw their dropout from a generator of the device."""
+    given: list[Any] = []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr(torch.mps, "set_rng_state", given.append)
+    mps = torch.device("mps")
+    state = trainer._random_state(mps)
+    drawn = torch.rand(3)
+    trainer._set_random_state(state, mps)
+    assert torch.equal(torch.rand(3), drawn)
+    assert [one.tolist() for one in given] == [[7]]
+
+
+def test_validation_needs_no_tensor_on_the_device(student: Checkpoint, tmp_path: Path) -> None:
+    """MPS has no float64."""
+    made = trainer_of(student, tmp_path)
+    made.validate = lambda: 0.1
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("zeros", "tensor"):
+            patch.setattr(torch, name, None)
+        patch.setattr(made, "log", lambda _: None)
+        assert made.evaluate() == {"eval_measure": 0.1}
 
 
 # --- folders: checkpoints, resuming ---
@@ -437,11 +483,11 @@ def test_tensorboard(model: tiny.Tiny, tmp_path: Path) -> None:
 
 FOLDER_OF_ANOTHER: list[tuple[dict[str, Any], pd.DataFrame, str]] = [
     ({"seed": 7}, toy.TRAIN, "settings.seed: 42, now 7"),
-    ({"loss": "adr_mse"}, toy.TRAIN, 'settings.loss: "ranknet", now "adr_mse"'),
+    ({"loss": "adr_mse"}, toy.TRAIN, "settings.loss: is another"),
     ({"steps": 8}, toy.TRAIN, "settings.steps: 4, now 8"),
     ({}, toy.RUN, "data.queries: 6, now 8"),
     ({}, toy.TRAIN[toy.TRAIN["rank"] < 5], "data.rows: 36, now 30"),
-    ({}, toy.TRAIN.assign(rank=5 - toy.TRAIN["rank"], score=-toy.TRAIN["score"]), "data.some rankings: "),
+    ({}, toy.TRAIN.assign(rank=5 - toy.TRAIN["rank"], score=-toy.TRAIN["score"]), "data.rankings: "),
 ]
 
 
