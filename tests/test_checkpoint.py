@@ -784,7 +784,8 @@ def test_changed_lengths_are_saved(model: tiny.Tiny, tmp_path: Path) -> None:
 def test_the_model_card_names_the_origin_and_the_lengths(model: tiny.Tiny, tmp_path: Path) -> None:
     card = (Checkpoint.open(model.folder).save(tmp_path / "saved") / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n")
-    assert str(model.folder) in card
+    assert f"Weights from: {model.folder.name}." in card
+    assert str(model.folder) not in card  # a card is published
     assert f"cut to {tiny.DOC_LENGTH} tokens" in card
 
 

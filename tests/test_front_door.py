@@ -650,3 +650,34 @@ def test_pipelines_with_our_loaders_are_drawn_without_the_collection(
     assert drawn is not None
     assert len(drawn) < 40_000
     assert has.passages["text"].iloc[0] not in drawn
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_trained_checkpoint_says_what_made_it(has: Given, tmp_path: Path) -> None:
+    settings = {**SHORT, "steps": 2, "valid_every": 1}
+    student = Distillation(has.model, teacher=has.folder / "bm25.run.gz", **settings)
+    student.fit(has.with_text, None, has.with_text, has.qrels)
+    folder = student.reranker.save(tmp_path / "student")
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    assert record["training"]["settings"]["loss"] == "ranknet"
+    assert record["training"]["data"] == {"teacher": "bm25.run.gz", "rankings": "a frame", "texts": "the frame"}
+    assert record["training"]["validation"]["measure"] == "nDCG@10"
+    assert record["student"]["model"] == Path(str(has.model.model)).name
+    assert {"torch", "transformers", "python"} <= record["versions"].keys()
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    header, body = card.split("---\n", 2)[1:]
+    yaml = pytest.importorskip("yaml")
+    index = yaml.safe_load(header)["model-index"][0]["results"][0]
+    assert index["metrics"][0]["name"] == "nDCG@10"
+    assert "| teacher | bm25.run.gz |" in body
+    for text in (card, json.dumps(record)):
+        assert str(has.folder) not in text
+        assert str(has.model.model) not in text
+    again = MonoElectra(folder)
+    assert again.checkpoint.record == record
+    second = FineTuning(again, sample_size=2, on_unusable="skip", **SHORT)
+    second.fit(has.with_text, has.qrels)
+    assert second.reranker.checkpoint.record is not None
+    assert second.reranker.checkpoint.record["student's record"] == record

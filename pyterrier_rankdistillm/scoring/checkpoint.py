@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,8 +16,9 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..scratch import replacing_folder
 from . import writing
+from .card import card, public_name
 from .encoder import PairEncoder
-from .folders import SentenceTransformer, locate, read_config, read_weights
+from .folders import RECORD, SentenceTransformer, locate, read_config, read_record, read_weights
 from .formats import build_encoder, lengths_of
 from .tokenizer import PairTokenizer
 
@@ -31,12 +34,14 @@ class Checkpoint:
         tokenizer: The tokenizer, with the checkpoint's own lengths.
         source: Where it came from: a hub id, a folder, or a description of how it was made.
         revision: The commit on the hub, if it came from there.
+        record: How it was trained, as JSON values, if this package trained it: ``record.json`` beside the weights.
     """
 
     encoder: PairEncoder
     tokenizer: PairTokenizer
     source: str
     revision: str | None = None
+    record: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}" + (f", revision={self.revision!r})" if self.revision else ")")
@@ -94,7 +99,7 @@ class Checkpoint:
             raise CheckpointError(f"{model}: {error}") from error
         _check_tables(encoder, tokenizer, str(model))
         encoder.eval().requires_grad_(False)
-        return cls(_shared(encoder), tokenizer, source=str(model), revision=commit)
+        return cls(_shared(encoder), tokenizer, source=str(model), revision=commit, record=read_record(folder))
 
     def with_lengths(self, *, query: int | None = None, doc: int | None = None) -> Checkpoint:
         """The same weights with other lengths, in tokens; None keeps the checkpoint's.
@@ -106,7 +111,7 @@ class Checkpoint:
             return self
         old = self.tokenizer.lengths
         lengths = replace(old, query=query or old.query, doc=doc or old.doc)
-        return Checkpoint(self.encoder, self.tokenizer.with_lengths(lengths), self.source, self.revision)
+        return replace(self, tokenizer=self.tokenizer.with_lengths(lengths))
 
     def save(
         self,
@@ -150,6 +155,9 @@ class Checkpoint:
         with replacing_folder(target) as new:
             write(new, self.encoder, self.tokenizer)
             (new / "README.md").write_text(model_card or self._model_card(format), encoding="utf-8")
+            if self.record is not None:
+                text = json.dumps(dict(self.record), indent=1, ensure_ascii=False) + "\n"
+                (new / RECORD).write_text(text, encoding="utf-8")
         return target
 
     def _model_card(self, format: Format) -> str:  # noqa: A002
@@ -163,19 +171,18 @@ class Checkpoint:
             elsewhere = (
                 "transformers and Sentence Transformers cut the pair at "
                 f"{writing.pair_length(lengths)} tokens instead, so that their scores are equal where neither the "
-                "query nor the passage is longer than that.\n\n"
+                "query nor the passage is longer than that.\n"
             )
-        return (
-            "---\nlibrary_name: pyterrier-rankdistillm\npipeline_tag: text-ranking\ntags:\n- cross-encoder\n"
-            "- monoelectra\n---\n\n# A monoELECTRA passage re-ranker\n\n"
-            f"Weights from: {self.source}{f' at revision {self.revision}' if self.revision else ''}.\n\n"
-            f"Input: query ({cut(lengths.query)}) and passage ({cut(lengths.doc)}). Output: one raw logit, higher is "
-            f"more relevant; compare logits of one query only.\n\n{elsewhere}"
-            "```python\nfrom pyterrier_rankdistillm import CrossEncoderReRanker\n\n"
-            'pipeline = first_stage >> CrossEncoderReRanker("this/folder")\n```\n\n'
-            f"Format: {'Lightning IR' if format == 'lightning-ir' else 'transformers'}. Method: "
-            "Rank-DistiLLM (Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920).\n"
-        ).replace("monoELECTRA", "monoELECTRA" if self.encoder.config.model_type == "electra" else "cross-encoder")
+        electra = self.encoder.config.model_type == "electra"
+        return card(
+            title="A monoELECTRA passage re-ranker" if electra else "A cross-encoder passage re-ranker",
+            source=public_name(self.source) + (f" at revision {self.revision}" if self.revision else ""),
+            lengths=f"Input: query ({cut(lengths.query)}) and passage ({cut(lengths.doc)}). Output: one raw logit, "
+            "higher is more relevant; compare logits of one query only.",
+            notes=elsewhere,
+            format="Lightning IR" if format == "lightning-ir" else "transformers",
+            record=self.record,
+        )
 
 
 def _check_tables(encoder: PairEncoder, tokenizer: PairTokenizer, source: str) -> None:

@@ -24,6 +24,7 @@ DEMO = "rankdistillm:demo"
 
 _FILES = (
     "config.json",
+    "record.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
@@ -108,6 +109,19 @@ def _download(
             f"Check the name and the connection, log in with `hf auth login` for private models, or give a folder."
         ) from error
     return folder, folder.name
+
+
+RECORD = "record.json"
+"""How a checkpoint was trained, beside its weights."""
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What ``record.json`` says, if there is one that can be read: nothing depends on it."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,10 @@ from ..extras import check_installed
 from ..locks import hold, lock_in
 from ..reranker import CrossEncoderReRanker, MonoElectraReRanker, ranked
 from ..runs.given import Door, GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of, texts_of
+from ..runs.kinds import weights_digest
+from ..runs.records import hardware, versions
 from ..runs.text import join_text
+from ..scoring.card import public_name
 from ..scoring.checkpoint import Checkpoint
 from .data import Sourced, labelled_data, taught_data
 from .launch import is_main_process, processes
@@ -146,7 +149,8 @@ class _StudentEstimator(pt.Estimator):
                 template=self._template(),
                 reuse=reuse,
             )
-        trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None)
+        record = self._record(checkpoint)
+        trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None, record=record)
         self._reranker = self._template().clone(model=trained, revision=None, query_length=None, doc_length=None)
         self._loader = None if text is None else texts_of(text, who=who)
 
@@ -281,10 +285,25 @@ class _StudentEstimator(pt.Estimator):
             checkpoint = Checkpoint.open(student, new_head_seed=self.settings.seed)
         return checkpoint.with_lengths(query=self.settings.query_length, doc=self.settings.doc_length)
 
+    def _record(self, student: Checkpoint) -> dict[str, Any]:
+        """What made the trained student, to be kept and published beside its weights: it holds no local path."""
+        return {
+            "made by": type(self).__name__,
+            "student": {
+                "model": public_name(student.source),
+                "revision": student.revision,
+                "weights": weights_digest(student),
+            },
+            "training": self.training.as_record(),
+            "versions": versions(),
+            "hardware": hardware(),
+            **({} if student.record is None else {"student's record": dict(student.record)}),
+        }
+
     def _source(self, checkpoint: Checkpoint) -> str:
         revision = f" at revision {checkpoint.revision}" if checkpoint.revision else ""
         kept = f" ({'; '.join(self.training.notes)})" if self.training.notes else ""
-        return f"{checkpoint.source}{revision}, {_DONE[self.stage]} with {self.training.losses}{kept}"
+        return f"{public_name(checkpoint.source)}{revision}, {_DONE[self.stage]} with {self.training.losses}{kept}"
 
 
 class FineTuning(_StudentEstimator):

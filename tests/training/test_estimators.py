@@ -260,9 +260,9 @@ def test_what_is_saved_opens_with_equal_scores(model: tiny.Tiny, tmp_path: Path)
     one.reranker.save(tmp_path / "mine")
     pd.testing.assert_frame_equal(MonoElectra(tmp_path / "mine")(RUN), one(RUN), rtol=0, atol=1e-6)
     card = (tmp_path / "mine" / "README.md").read_text()
-    assert f"Weights from: {model.folder}, distilled with ranknet." in card
+    assert f"Weights from: {model.folder.name}, distilled with ranknet." in card
     fine_tuned = fitted(toy.fine_tuning(model.folder))
-    assert fine_tuned.reranker.checkpoint.source == f"{model.folder}, fine-tuned with lce"
+    assert fine_tuned.reranker.checkpoint.source == f"{model.folder.name}, fine-tuned with lce"
 
 
 def test_dropout_of_the_training_is_not_saved(model: tiny.Tiny) -> None:
