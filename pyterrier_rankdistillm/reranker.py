@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, ParamSpec, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,40 @@ from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
 
 Activation = Literal["sigmoid"]
+
+_ELSEWHERE = {
+    "batch_size": "batch_tokens, the tokens of a batch (padding included)",
+    "max_length": "doc_length, the tokens of a text, and query_length, those of a query",
+    "max_seq_length": "doc_length, the tokens of a text, and query_length, those of a query",
+    "torch_dtype": "dtype, such as 'bfloat16'",
+    "precision": "dtype, such as 'bfloat16'",
+    "fp16": "dtype='float16'",
+    "bf16": "dtype='bfloat16'",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "text_attr": "text_field",
+    "show_progress_bar": "verbose",
+}
+"""Arguments by what other re-rankers call them."""
+
+P = ParamSpec("P")
+
+
+def _with_our_names(constructor: Callable[P, None]) -> Callable[P, None]:
+    """Answers arguments that go by another name elsewhere with their name here."""
+
+    @functools.wraps(constructor)
+    def checked(*arguments: P.args, **named: P.kwargs) -> None:
+        elsewhere = next((name for name in named if name in _ELSEWHERE), None)
+        if elsewhere is not None:
+            raise TypeError(
+                f"{type(arguments[0]).__name__}: there is no {elsewhere}, as other packages have it. Give "
+                f"{_ELSEWHERE[elsewhere]}."
+            )
+        constructor(*arguments, **named)
+
+    return checked
+
 
 _OPENING = ("model", "revision", "local_files_only", "device", "dtype", "batch_tokens", "query_length", "doc_length")
 """The settings that decide what is opened. The others only decide how frames are handled."""
@@ -83,6 +118,7 @@ class CrossEncoderReRanker(pt.Transformer):
     default_model: ClassVar[str | None] = None
     """What ``model`` is where it is not given; None: it has to be."""
 
+    @_with_our_names
     def __init__(
         self,
         model: str | os.PathLike[str] | Checkpoint | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import socket
 import time
@@ -650,6 +651,13 @@ def test_pipelines_with_our_loaders_are_drawn_without_the_collection(
     assert drawn is not None
     assert len(drawn) < 40_000
     assert has.passages["text"].iloc[0] not in drawn
+
+
+@pytest.mark.parametrize(("name", "ours"), [("batch_size", "batch_tokens"), ("max_length", "doc_length")])
+def test_habits_from_elsewhere_are_answered_with_our_names(name: str, ours: str) -> None:
+    with pytest.raises(TypeError, match=rf"MonoElectraReRanker: there is no {name}, .*Give {ours}"):
+        MonoElectra("rankdistillm:demo", **{name: 8})
+    assert list(inspect.signature(MonoElectra).parameters)[:2] == ["model", "revision"]
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
