@@ -255,6 +255,11 @@ def make_run(
     finally:  # also after an error or Ctrl-C: the same objects may be given again
         shards.ended(live)
     noted = shards.notes()
+    if sum(len(notes["without_documents"]) for notes in noted) == len(topics):
+        raise roles.error(
+            f"{roles.caller}: the first stage found no document for any of the {len(topics)} topics, such as qid "
+            f"{topics['qid'].iloc[0]!r}. Are they of its collection?"
+        )
     found = {
         "without_documents": [qid for notes in noted for qid in notes["without_documents"]],
         "faults": {qid: what for notes in noted for qid, what in notes["faults"].items()},

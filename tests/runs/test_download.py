@@ -149,7 +149,8 @@ def test_wrong_bytes_leave_nothing(site: Site, target: Path) -> None:
     assert left_over(target) == []
 
 
-def test_no_server(target: Path) -> None:
+def test_no_server(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(DownloadError, match="refused"):
         download(["http://127.0.0.1:9/a"], target, md5=MD5, attempts=1, verbose=False)
     assert left_over(target) == []

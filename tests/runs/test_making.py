@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,19 +305,26 @@ def test_a_query_out_of_nowhere(tmp_path: Path) -> None:
 
 
 def test_a_faulty_first_stage(tmp_path: Path) -> None:
-    def run(first_stage: pd.DataFrame) -> None:
+    def run(first_stage: pd.DataFrame | pt.Transformer) -> None:
         runs.make_teacher_run(FakeLlm(), first_stage, TOPICS, tmp_path / "a.run", verbose=False)
 
+    twice, bare = pd.concat([RUN, RUN.iloc[:1]]), RUN.drop(columns="docno")
+    with pytest.raises(ValueError, match=r"first_stage is not a run: .*docno 'd0' is twice"):
+        run(twice)
+    with pytest.raises(ValueError, match="first_stage must have the columns qid, docno, and"):
+        run(bare)
     with pytest.raises(runs.RankingError, match="first stage's run is faulty: docno 'd0' is twice"):
-        run(pd.concat([RUN, RUN.iloc[:1]]))
-    (tmp_path / "a.run.shards" / "manifest.json").unlink()
+        run(pt.Transformer.from_df(twice))
+    shutil.rmtree(tmp_path / "a.run.shards", ignore_errors=True)
     with pytest.raises(runs.RankingError, match="first stage gives no column docno"):
-        run(RUN.drop(columns="docno"))
+        run(pt.Transformer.from_df(bare))
 
 
 def test_a_first_stage_that_finds_nothing_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the run has no rows"):
+    with pytest.raises(ValueError, match="first_stage has no rows"):
         runs.make_teacher_run(FakeLlm(), RUN.iloc[:0], TOPICS, tmp_path / "a.run", verbose=False)
+    with pytest.raises(runs.RankingError, match="the first stage found no document for any of the 10 topics"):
+        runs.make_teacher_run(FakeLlm(), RUN, TOPICS.assign(qid=range(10)), tmp_path / "a.run", verbose=False)
     assert not (tmp_path / "a.run").exists()
 
 
@@ -327,11 +335,11 @@ def test_a_first_stage_that_finds_nothing_at_all(tmp_path: Path) -> None:
         ({"shard_size": 0}, TOPICS, "shard_size must be at least 1, got 0"),
         ({"on_fault": "x"}, TOPICS, "on_fault must be 'error' or 'skip', got 'x'"),
         ({"settings": {"x": {1, 2}}}, TOPICS, "settings must hold JSON values"),
-        ({}, TOPICS.drop(columns="query"), "topics must have the columns qid and query, got no query"),
+        ({}, TOPICS.drop(columns="query"), "topics must have the columns qid, query, got no query"),
         ({}, TOPICS.iloc[:0], "topics must not be empty"),
-        ({}, pd.concat([TOPICS, TOPICS]), r"each qid must be in the topics once, got \['q0'\] again"),
-        ({}, TOPICS.assign(query=None), "query of all topics must be a string"),
-        ({}, TOPICS.assign(qid=range(10)), r"qid of all topics must be a string that is not empty, got \[0\]"),
+        ({}, pd.concat([TOPICS, TOPICS.assign(query="x")]), "topics have two queries for qid 'q0'"),
+        ({}, TOPICS.assign(query=None), "topics have no usable query for qid 'q0': it is missing"),
+        ({}, TOPICS.assign(qid=np.arange(10) + 0.5), "topics must have strings or whole numbers as qid"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, options: dict[str, Any], topics: pd.DataFrame, what: str) -> None:

@@ -138,7 +138,7 @@ def test_missing_documents_and_queries_are_named() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "what"),
     [
-        (lambda: runs.load_topics("no-such"), KeyError, "There is no ir_datasets collection 'no-such'"),
+        (lambda: runs.load_topics("no-such"), KeyError, "there is no ir_datasets collection 'no-such'"),
         (lambda: runs.load_topics("test-silent"), ValueError, "'test-silent' has no topics"),
         (lambda: runs.load_qrels("test-silent"), ValueError, "'test-silent' has no relevance judgments"),
         (lambda: runs.text_loader("test-silent"), ValueError, r"Give fields, of \['title', 'body'\]"),

@@ -355,7 +355,7 @@ def test_texts_at_hand_and_loaded() -> None:
     assert "d05" not in Texts({"d00": "here"})
     with pytest.raises(KeyError, match=r"There is no text of document 'd05'"):
         Texts({"d00": "here"}).of(["d00", "d05"])
-    with pytest.raises(KeyError, match="has no text for 'd05'; 1 are missing"):
+    with pytest.raises(KeyError, match="There is no text of document 'd05'"):
         texts.of(["d05", "d00"])
 
 
