@@ -147,7 +147,9 @@ class Collection:
 def factorised(texts: list[str]) -> Checkpoint:
     """MiniLM's layers under narrow embeddings, fitted to the wide embeddings' output on real text and on all tokens."""
     wide = Checkpoint.open(minilm(), new_head_seed=42)
-    config = replace(wide.encoder.config, embedding_size=EMBEDDING_SIZE, max_position_embeddings=POSITIONS)
+    config = replace(
+        wide.encoder.config, model_type="electra", embedding_size=EMBEDDING_SIZE, max_position_embeddings=POSITIONS
+    )
     narrow = CrossEncoder(config)
     layers = {name: t for name, t in wide.encoder.state_dict().items() if not name.startswith("embeddings.")}
     narrow.load_state_dict(layers, strict=False)
