@@ -669,10 +669,11 @@ def test_a_trained_checkpoint_says_what_made_it(has: Given, tmp_path: Path) -> N
     student.fit(has.with_text, None, has.with_text, has.qrels)
     folder = student.reranker.save(tmp_path / "student")
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    assert record["training"]["settings"]["loss"] == "ranknet"
-    assert record["training"]["data"] == {"teacher": "bm25.run.gz", "rankings": "a frame", "texts": "the frame"}
+    assert record["settings"]["loss"] == "ranknet"
+    assert record["data"] == {"teacher": "bm25.run.gz", "rankings": "a frame", "texts": "the frame"}
     assert record["training"]["validation"]["measure"] == "nDCG@10"
-    assert record["student"]["model"] == Path(str(has.model.model)).name
+    assert record["models"]["student"]["model"] == Path(str(has.model.model)).name
+    assert {"by", "settings", "models", "data", "versions", "hardware"} <= record.keys()
     assert {"torch", "transformers", "python"} <= record["versions"].keys()
     card = (folder / "README.md").read_text(encoding="utf-8")
     header, body = card.split("---\n", 2)[1:]

@@ -374,12 +374,21 @@ def _aligned(lines: list[list[str]]) -> list[str]:
 
 
 def _pipes(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *([value.replace("|", "\\|") for value in row] for row in rows)]
+    lines = [
+        [_cell(value) for value in header],
+        ["---"] * len(header),
+        *([_cell(value) for value in row] for row in rows),
+    ]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
+def _cell(value: str) -> str:
+    """A text as a cell of a Markdown table: on one line, and without tags of its own."""
+    return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
 def _tex(value: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in value)
+    return "".join(_LATEX.get(character, character) for character in " ".join(value.split()))
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..runs.atomic import replacing
+from ..runs.atomic import replacing, write_json
+from ..runs.records import RECORD, record
 from . import report
 from .comparison import DIFFERS, NOT_COMPARABLE, REPRODUCED
 
@@ -104,7 +105,10 @@ class Reproduction:
         return report.plot(self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes ``result.json`` and ``per_query.parquet``, from which ``Reproduction.open`` restores the result."""
+        """Writes ``result.json`` and ``per_query.parquet``, from which ``Reproduction.open`` restores the result.
+
+        ``record.json`` beside them says what the numbers were made with, in the shape that all records have.
+        """
         folder = Path(folder).expanduser()
         frames = {name: _records(getattr(self, name)) for name in _FRAMES}
         plain = {"name": self.name, "mode": self.mode, "measures": list(self.measures), "baseline": self.baseline}
@@ -113,6 +117,17 @@ class Reproduction:
             self.per_query.to_parquet(scratch, index=False)
         with replacing(folder / RESULT) as scratch:
             scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        made = self.provenance
+        names = ["table", "mode", "depth", "condensed", "significance"]
+        settings: dict[str, Any] = {name: made[name] for name in names if name in made}
+        write_json(
+            folder / RECORD,
+            {
+                **record("reproduce", settings=settings, models=made.get("systems", {}), data=made.get("runs", [])),
+                # of when it was made, which may not be when it is saved
+                **{name: made[name] for name in ("versions", "hardware") if name in made},
+            },
+        )
         return folder
 
     @classmethod

@@ -25,7 +25,7 @@ from ..locks import Lock, hold, lock_of
 from ..scratch import replacing_folder
 from .atomic import write_json
 from .kept import KeptWorkWarning
-from .records import model_identity
+from .records import RECORD, model_identity, record
 
 if TYPE_CHECKING:
     from ..reranker import CrossEncoderReRanker
@@ -192,7 +192,10 @@ def _cache(path: Path, reranker: CrossEncoderReRanker, identity: dict[str, Any])
             with replacing_folder(path) as new:
                 new.rmdir()  # it makes its folder itself
                 make(new, reranker, **options).close()
-                write_json(new / "identity.json", identity)
+                settings = {name: identity[name] for name in ("dtype", "activation")}
+                write_json(
+                    new / RECORD, record("ScoreCache", settings=settings, models={"reranker": identity}, data={})
+                )
         cache = make(path, reranker, **options)
         cache.db.close()
         cache.db = sqlite3.connect(path / "db.sqlite3", check_same_thread=False)  # they take turns

@@ -120,6 +120,31 @@ def versions() -> dict[str, str]:
     return found
 
 
+RECORD = "record.json"
+"""The record's file, in the folder of what it is of."""
+
+
+def record(
+    by: str, *, settings: Mapping[str, Any], models: Mapping[str, Any], data: Mapping[str, Any] | list[Any], **more: Any
+) -> dict[str, Any]:
+    """The shape that all records in folders have: caches, reproductions and trained checkpoints.
+
+    Args:
+        by: The function or class that made it.
+        settings: How.
+        models: By what: names, revisions and digests.
+        data: From what: names and digests.
+        **more: What else there is to say.
+
+    Returns:
+        These, with ``versions`` and ``hardware``, as JSON values.
+    """
+    return {
+        "by": by, "settings": dict(settings), "models": dict(models), "data": data, **more, "versions": versions(),
+        "hardware": hardware(),
+    }  # fmt: skip
+
+
 def frame_digest(frame: pd.DataFrame) -> str:
     """The MD5 of a frame's columns and rows (not of its index)."""
     digest = hashlib.md5(usedforsecurity=False)

@@ -22,6 +22,7 @@ from .atomic import write_json
 from .download import md5_of
 from .files import TAG, read_file, write, writer
 from .kept import Record, Work
+from .records import hardware
 
 _VERSION = 2
 
@@ -193,6 +194,7 @@ class Shards(ShardFolder):
         made = {
             **record,
             "versions": versions,
+            "hardware": hardware(),
             "queries": sum(len(shard.qids) for shard in self.all),
             "rows": rows,
             "seconds": round(seconds, 3),

@@ -64,14 +64,14 @@ def _results(title: str, training: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _training(training: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     rows = [("stage", training["stage"]), ("loss", training["loss"])]
-    rows += [(key, value) for key, value in training["data"].items()]
+    rows += list(record["data"].items())
     rows += [("queries", training["queries"]), ("steps", training["steps"])]
     rows += [(f"left out: {reason}", number) for reason, number in training["left out"].items()]
     validation = training.get("validation")
     if validation:
         kept = "last" if validation["kept"] is None else f"{validation['kept']:.4f} at step {validation['step']}"
         rows.append((f"{validation['measure']} on validation topics", f"{validation['before']:.4f} before, {kept}"))
-    settings = {name: value for name, value in training["settings"].items() if value is not None and name != "loss"}
+    settings = {name: value for name, value in record["settings"].items() if value is not None and name != "loss"}
     rows.append(("settings", ", ".join(f"{name}={value!r}" for name, value in settings.items())))
     versions = record.get("versions", {})
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))

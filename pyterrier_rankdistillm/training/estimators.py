@@ -21,7 +21,7 @@ from ..locks import hold, lock_in
 from ..reranker import CrossEncoderReRanker, MonoElectraReRanker, ranked
 from ..runs.given import Door, GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of, texts_of
 from ..runs.kinds import weights_digest
-from ..runs.records import hardware, versions
+from ..runs.records import record
 from ..runs.text import join_text
 from ..scoring.card import public_name
 from ..scoring.checkpoint import Checkpoint
@@ -149,8 +149,8 @@ class _StudentEstimator(pt.Estimator):
                 template=self._template(),
                 reuse=reuse,
             )
-        record = self._record(checkpoint)
-        trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None, record=record)
+        made = self._record(checkpoint)
+        trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None, record=made)
         self._reranker = self._template().clone(model=trained, revision=None, query_length=None, doc_length=None)
         self._loader = None if text is None else texts_of(text, who=who)
 
@@ -287,18 +287,19 @@ class _StudentEstimator(pt.Estimator):
 
     def _record(self, student: Checkpoint) -> dict[str, Any]:
         """What made the trained student, to be kept and published beside its weights: it holds no local path."""
-        return {
-            "made by": type(self).__name__,
-            "student": {
-                "model": public_name(student.source),
-                "revision": student.revision,
-                "weights": weights_digest(student),
-            },
-            "training": self.training.as_record(),
-            "versions": versions(),
-            "hardware": hardware(),
-            **({} if student.record is None else {"student's record": dict(student.record)}),
-        }
+        training = self.training.as_record()
+        model = {
+            "model": public_name(student.source), "revision": student.revision, "weights": weights_digest(student)
+        }  # fmt: skip
+        earlier = {} if student.record is None else {"student's record": dict(student.record)}
+        return record(
+            type(self).__name__,
+            settings=training.pop("settings"),
+            models={"student": model},
+            data=training.pop("data"),
+            training=training,
+            **earlier,
+        )
 
     def _source(self, checkpoint: Checkpoint) -> str:
         revision = f" at revision {checkpoint.revision}" if checkpoint.revision else ""

@@ -73,7 +73,7 @@ def test_markdown() -> None:
 | first stage | 0.480\\* |
 | a_b | *0.720* |
 | c & d | *0.720* |
-| <e> | **0.731** |
+| &lt;e> | **0.731** |
 
 t: nDCG@10 over 2 topics; \\* differs from a_b (paired t-test, Holm, alpha 0.05).
 
@@ -82,7 +82,7 @@ t: nDCG@10 over 2 topics; \\* differs from a_b (paired t-test, Holm, alpha 0.05)
 | bm25/y19 | first stage | 0.480 | 0.480 | +0.0000 |  |  | 0.0040 | reproduced |  |
 | bm25/y19 | a_b | 0.720 | 0.720 | +0.0002 | 0.710 | +0.0102 | 0.0040 | reproduced | {REASON} |
 | bm25/y19 | c & d | 0.720 |  |  |  |  |  | not published |  |
-| bm25/y19 | <e> | 0.731 |  |  |  |  |  | not published |  |
+| bm25/y19 | &lt;e> | 0.731 |  |  |  |  |  | not published |  |
 
 Everything that was run and has a published cell was reproduced ({COUNTS}).
 
@@ -177,3 +177,10 @@ def test_missing_packages_are_named(package: str, method: str, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"needs {package}: pip install 'pyterrier-rankdistillm\[report\]'"):
         getattr(make(), method)()
+
+
+def test_odd_names_do_not_break_tables() -> None:
+    from pyterrier_rankdistillm.reproduction.report import _pipes, _tex
+
+    assert _pipes(["a"], [["two\nlines | <script>"]])[2] == "| two lines \\| &lt;script> |"
+    assert _tex("two\nlines & more") == r"two lines \& more"

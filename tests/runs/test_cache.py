@@ -201,7 +201,7 @@ def test_a_cache_whose_making_was_stopped_is_made_anew(cached: Make) -> None:
     cache.close()
     (path / "pt_meta.json").unlink()
     assert_frame_equal(cached()(FRAME), right)
-    assert sorted(file.name for file in path.iterdir()) == ["db.sqlite3", "identity.json", "pt_meta.json"]
+    assert sorted(file.name for file in path.iterdir()) == ["db.sqlite3", "pt_meta.json", "record.json"]
 
 
 def test_threads_take_turns(cached: Make) -> None:
