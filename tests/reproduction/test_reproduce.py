@@ -222,6 +222,7 @@ def test_results_are_saved_and_read_again(tmp_path: Path) -> None:
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == [
         "per_query.parquet",
+        "record.json",
         "result.json",
         "runs/first-stage/trec-dl-2019/first-stage.run.gz",
         "runs/first-stage/trec-dl-2019/words.run.gz",
