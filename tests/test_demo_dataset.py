@@ -161,6 +161,7 @@ def test_the_demo_checkpoint_re_ranks(dataset: DemoDataset) -> None:
 
 @needs_checkpoint
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:There are shared pipeline components")  # PyTerrier's hint to plan="tree"
 def test_the_demo_checkpoint_is_better_than_bm25(dataset: DemoDataset) -> None:
     from pyterrier.measures import nDCG
 
