@@ -65,9 +65,9 @@ class _StudentEstimator(pt.Estimator):
         self.recipe = recipe
         self.text = text
         self.settings = Settings.of(self.stage, recipe, who=who, **settings)
-        check_installed("accelerate", who)
         if self.settings.tensorboard:
             check_installed("tensorboard", f"{who} with tensorboard=True")
+        check_installed("accelerate", who)
         self._changes = settings
         self._forget()
 
@@ -127,9 +127,9 @@ class _StudentEstimator(pt.Estimator):
         reuse: Collection[str],
     ) -> None:
         who = type(self).__name__
-        check_installed("accelerate", f"{who}.fit")
         if self.settings.tensorboard:
             check_installed("tensorboard", "tensorboard=True")
+        check_installed("accelerate", f"{who}.fit")
         if processes() > 1 and self.settings.folder is None:
             raise ValueError(f"{who}: with several processes folder must be given, got None. They share checkpoints.")
         text = self.text if text is None else text
