@@ -276,7 +276,7 @@ def _text_pieces(
                 raise ValueError("rank is there for some rows and missing for others")
             ranked = "rank" in piece.columns
             yield piece
-    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError, *_BROKEN_GZ) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RecursionError, *_BROKEN_GZ) as error:
         head = ""
         for number, line in lines_of(stream, name):
             head = head or line
@@ -356,10 +356,11 @@ def _trec(block: bytes) -> pd.DataFrame:
     exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
     if len(head.split()) > len(_FIELDS):  # the parser would allow that many fields in all lines
         raise ValueError("too many fields")
-    parsed: pd.DataFrame = pd.read_csv(
-        io.BytesIO(block), sep=r"\s+", header=None, names=names, index_col=False, dtype=cast(Any, kinds),
-        quoting=csv.QUOTE_NONE, na_filter=False, encoding="utf-8", **exact,
-    )  # fmt: skip
+    with np.errstate(invalid="raise"):  # the parser casts ranks such as inf or 1e300, and what comes out is any number
+        parsed: pd.DataFrame = pd.read_csv(
+            io.BytesIO(block), sep=r"\s+", header=None, names=names, index_col=False, dtype=cast(Any, kinds),
+            quoting=csv.QUOTE_NONE, na_filter=False, encoding="utf-8", **exact,
+        )  # fmt: skip
     if "" in parsed["tag"].unique() or set(parsed["more"].unique()) - {""}:
         raise ValueError("a line has too few or too many fields")
     return parsed[["qid", "docno", "score", "rank"]]
@@ -408,19 +409,20 @@ def _trec_fault(line: str, head: str) -> str | None:
     fields = [field for field in line.replace("\t", " ").split(" ") if field]
     if len(fields) != len(_FIELDS):
         return f"{len(fields)} fields, a TREC run has {len(_FIELDS)} ({' '.join(_FIELDS)})"
-    if not _is_number(fields[3], whole=True):
-        return f"rank must be a whole number, got {fields[3]!r}"
-    if not _is_number(fields[4]):
-        return f"score must be a finite number, got {fields[4]!r}"
+    rank = _number(fields[3])
+    if not rank.is_integer() or abs(rank) >= 2**63:
+        return f"rank must be a whole number, got {_shown(fields[3])}{_TOO_LARGE if rank.is_integer() else ''}"
+    if not math.isfinite(_number(fields[4])):
+        return f"score must be a finite number, got {_shown(fields[4])}"
     return None
 
 
-def _is_number(text: str, *, whole: bool = False) -> bool:
+def _number(text: str) -> float:
+    """A number as the parsers read it; of anything else, not a number."""
     try:
-        number = float(text)
+        return float(text) if text.isascii() and text.isprintable() and "_" not in text else math.nan
     except ValueError:
-        return False
-    return math.isfinite(number) and "_" not in text and (not whole or (number.is_integer() and abs(number) < 2**63))
+        return math.nan
 
 
 def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:

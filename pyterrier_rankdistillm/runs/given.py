@@ -28,7 +28,7 @@ from .frames import deduplicate
 from .parquet_text import ParquetText
 from .published import NAMES, PREFIX, PublishedDataset, fetch
 from .rankings import Rankings
-from .ranks import Ids, first_fault, order_disagrees, positions
+from .ranks import Ids, first_fault, not_whole, order_disagrees, positions
 from .readers import DOCNO, PARQUET, QID, QUERY, TEXT, pick, read_qrels, read_texts, read_topics
 from .text import Dataset, join_queries, join_text, load_qrels, load_topics, text_loader
 
@@ -275,8 +275,15 @@ def qrels_of(given: Qrels, *, who: str, argument: str = "qrels") -> pd.DataFrame
         return frame.astype({"qid": object, "docno": object, "label": np.int64})
     frame = frame.assign(qid=ids_of(frame["qid"], "qid", door), docno=ids_of(frame["docno"], "docno", door))
     labels = frame["label"]
-    if labels.dtype.kind not in "iuf" or not np.equal(np.mod(labels.to_numpy(dtype=float), 1), 0).all():
+    if labels.dtype.kind not in "iuf":
         raise door.wrong(f"must have whole numbers as labels, got dtype {labels.dtype}.")
+    odd = not_whole(labels)
+    if odd.any():
+        row = int(odd.argmax())
+        raise door.wrong(
+            f"must have whole numbers as labels, got dtype {labels.dtype}: {labels.iloc[row]} in row {row} is not a "
+            f"whole number of 64 bits."
+        )
     frame = frame.assign(label=labels.astype(np.int64)).drop_duplicates()
     again = frame.duplicated(["qid", "docno"]).to_numpy()
     if again.any():
@@ -563,12 +570,13 @@ def checked_run(
         if column in run.columns and run[column].dtype.kind not in kinds:
             raise door.wrong(f"is not a run: {column} must hold {what}, got dtype {run[column].dtype}.")
     if "rank" in run.columns:
-        rank = run["rank"]
-        if rank.isna().any() or not np.equal(np.mod(rank.to_numpy(dtype=np.float64), 1), 0).all():
-            raise door.wrong("must have a whole number as rank in every row.")
-        if (rank.to_numpy(dtype=np.float64) >= 2.0**63).any():
-            raise door.wrong(f"must have ranks below 2^63, got {rank.max()}.")
-        run = run.assign(rank=rank.astype(np.int64))
+        odd = not_whole(run["rank"])
+        if odd.any():
+            row = int(odd.argmax())
+            raise door.wrong(
+                f"must have a whole number of 64 bits as rank in every row, got {run['rank'].iloc[row]} in row {row}."
+            )
+        run = run.assign(rank=run["rank"].astype(np.int64))
     has_scores = "score" in run.columns
     run = run.assign(score=run["score"].astype(np.float64) if has_scores else -run["rank"].astype(np.float64))
     if run.empty:

@@ -92,7 +92,7 @@ def first_fault(run: pd.DataFrame, ids: Ids, *, repeated: bool = True) -> Fault 
         row = int(odd.argmax())
         return Fault(row, "score", f"score must be a finite number, got {scores[row]}")
     if "rank" in run.columns:
-        bad = _no_ranks(run["rank"])
+        bad = not_whole(run["rank"])
         if bad.any():
             row = int(bad.argmax())
             return Fault(row, "rank", f"rank must be a whole number of 64 bits, got {run['rank'].iloc[row]}")
@@ -139,15 +139,15 @@ def order_disagrees(run: pd.DataFrame) -> pd.Index:
     return pd.Index(query[1:][rises].tolist()).unique()  # type: ignore[no-any-return]
 
 
-def _no_ranks(rank: pd.Series) -> NDArray[np.bool_]:
-    """Which ranks are none that 64 bits hold, shape (rows,)."""
-    kind = rank.dtype.kind
-    if kind == "i" and not rank.hasnans:
-        return np.zeros(len(rank), dtype=bool)
-    if kind == "u" and not rank.hasnans:
-        return rank.to_numpy() >= 2**63
-    values = pd.to_numeric(rank, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    return ~((values == np.floor(values)) & (np.abs(values) < 2.0**63))  # type: ignore[no-any-return]
+def not_whole(values: pd.Series) -> NDArray[np.bool_]:
+    """Which values are not whole numbers that a signed integer of 64 bits holds, shape (rows,)."""
+    kind = values.dtype.kind
+    if kind == "i" and not values.hasnans:
+        return np.zeros(len(values), dtype=bool)
+    if kind == "u" and not values.hasnans:
+        return values.to_numpy() >= 2**63
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    return ~((numbers == np.floor(numbers)) & (np.abs(numbers) < 2.0**63))  # type: ignore[no-any-return]
 
 
 def _positions_if_in_order(rank: Integers, query: Integers) -> Integers | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import math
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from pyterrier_rankdistillm import runs
+from pyterrier_rankdistillm.errors import InputError
+from pyterrier_rankdistillm.runs import files
+from pyterrier_rankdistillm.runs.given import qrels_of
 
 pytest.importorskip("pyarrow")
 
@@ -32,6 +37,39 @@ EDGES = {
     ),
     "vertical tab": lambda: b"1 Q0 a 1 \x0b1.0 t\n",
 }
+
+
+@pytest.mark.parametrize("parser", ["fast", "slow"])
+@pytest.mark.parametrize(
+    ("rank", "what"),
+    [("1e300", ", which 64 bits do not hold"), ("9.3e18", ", which 64 bits do not hold"), ("-1e19", ", which"),
+     ("9223372036854775807.0", ", which"), ("9223372036854775808", ", which"), ("1e999", "."), ("inf", "."),
+     ("-Infinity", "."), ("nan", "."), ("1.5", "."), ("0x10", "."), ("1_0", "."), ("\u0661", "."), ("1\x1c", ".")],
+)  # fmt: skip
+def test_a_rank_that_is_not_a_whole_number_of_64_bits(
+    rank: str, what: str, parser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cast makes another number of it, and none warns of that."""
+    if parser == "slow":
+        monkeypatch.setattr(files, "_plain_trec", lambda *_: None)
+    file = tmp_path / "some.run"
+    file.write_text(f"1 Q0 a 1 3.0 t\n1 Q0 b {rank} 2.0 t\n", encoding="utf-8")
+    told = re.escape(f"{file}, line 2: rank must be a whole number, got {rank!r}{what}")
+    for reader in (runs.read, lambda f: list(runs.read_parts(f)), runs.Rankings.from_file):
+        with pytest.raises(runs.RunFileError, match=f"^{told}"):
+            reader(file)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1.0, 1e300], [1.0, -1e300], [1.0, math.inf], [1.0, math.nan], [1.5, 2.0], np.array([1, 2**63], dtype=np.uint64)],
+)
+def test_a_number_in_a_frame_that_is_not_a_whole_number_of_64_bits(values: Any) -> None:
+    run = pd.DataFrame({"qid": "1", "docno": ["a", "b"], "score": [2.0, 1.0], "rank": values})
+    with pytest.raises(InputError, match="must have a whole number of 64 bits as rank in every row, got .* in row"):
+        runs.read(run)
+    with pytest.raises(InputError, match="must have whole numbers as labels, got dtype .* in row"):
+        qrels_of(run.rename(columns={"rank": "label"}), who="f")
 
 
 @pytest.mark.parametrize("edge", EDGES)
