@@ -13,10 +13,7 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
-import tempfile
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -29,14 +26,15 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import RunFileError
-from ..extras import is_installed, require
+from ..extras import is_installed
 from .atomic import check_writable, replacing
 from .frames import deduplicate
+from .parquet import ParquetFile, pyarrow
 from .rank_llm import is_rank_llm, pieces_of
 from .ranks import REQUIRED, Ids, check_columns, first_fault, positions
+from .streams import BROKEN_GZ, LONGEST, TOO_LONG, Source, broken_gz, fields_of, json_of, lines_of, opened
 
 Format = Literal["trec", "parquet", "jsonl"]
-Source = str | os.PathLike[str] | IO[bytes] | IO[str]
 Append = Callable[[pd.DataFrame], None]
 
 TAG = "pyterrier_rankdistillm"
@@ -51,11 +49,8 @@ _FIELDS = ("qid", "Q0", "docno", "rank", "score", "tag")
 _ALIASES = {"qid": ("query_id",), "docno": ("doc_id", "docid")}  # as ir_datasets, Lightning IR and Terrier name them
 _ROWS = 500_000  # rows that are written together
 _BLOCK = 8 << 20  # bytes of a text file that are parsed together
-_LONGEST = 2 * _BLOCK  # bytes of a line of text, at most: what is longer is no line of a run
 _BATCH = 100_000  # rows of a Parquet file that are parsed together
-_BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
 _TOO_LARGE = ", which 64 bits do not hold"
-_TOO_LONG = f"longer than {_LONGEST >> 20} MiB, so no line of a run"
 _NO_ROWS = "{} has no rows. Check that it was copied or written completely."
 
 
@@ -74,7 +69,8 @@ def read_file(source: Source, *, duplicates: Literal["error", "drop", "keep"] = 
 def read_parts(source: Source) -> Iterator[pd.DataFrame]:
     """Reads a run that is larger than memory: like ``read``, in frames of whole rankings, about 100,000 rows each.
 
-    Only a few blocks of the file and the qids so far are held in memory (and all of a gzipped Parquet file).
+    Only a few blocks of the file and the qids so far are held in memory. A gzipped Parquet file is unpacked into a
+    temporary file.
 
     Args:
         source: As for ``read``. The rows of a query must be contiguous.
@@ -184,75 +180,13 @@ def dataset_of(path: str | os.PathLike[str]) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def opened(source: Source) -> Iterator[tuple[IO[bytes], str]]:
-    """A stream of uncompressed bytes that can be rewound to where it starts, and its name for messages."""
-    with ExitStack() as stack:
-        stream: IO[bytes]
-        if isinstance(source, str | os.PathLike):
-            name = os.fspath(source)
-            stream = stack.enter_context(Path(source).expanduser().open("rb"))
-        else:
-            name = str(getattr(source, "name", "the stream"))
-            stream = _rewindable(source, stack)
-        start = stream.tell()
-        compressed = stream.read(2) == b"\x1f\x8b"
-        stream.seek(start)
-        if compressed:
-            stream = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb")))
-        yield cast(IO[bytes], _FromHere(stream)), name
-
-
-def _rewindable(source: IO[bytes] | IO[str], stack: ExitStack) -> IO[bytes]:
-    if isinstance(source, io.TextIOBase):
-        return io.BytesIO(source.read().encode("utf-8", "surrogateescape"))
-    source = cast(IO[bytes], source)
-    if source.seekable():
-        return source
-    spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=64 << 20))  # noqa: SIM115
-    shutil.copyfileobj(source, spool)
-    spool.seek(0)
-    return cast(IO[bytes], spool)
-
-
-class _FromHere(io.RawIOBase):
-    """A stream that starts at the current position of another stream, and does not close it."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._start = stream, stream.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._stream.read(size)
-
-    def readall(self) -> bytes:
-        return self._stream.read()
-
-    def readinto(self, buffer: Any) -> int:
-        # read1, if it exists, returns the available bytes before it raises an error about a broken stream.
-        data = getattr(self._stream, "read1", self._stream.read)(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._stream.seek(offset + (self._start if whence == os.SEEK_SET else 0), whence) - self._start
-
-    def tell(self) -> int:
-        return self._stream.tell() - self._start
-
-
 def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[int], str]]:
     """The rows in pieces, not yet checked across rows, and a function that names a row in messages."""
     try:
         start = stream.read(4)
         stream.seek(0)
-    except _BROKEN_GZ as error:
-        raise _broken_gz(name, 1, error) from error
+    except BROKEN_GZ as error:
+        raise broken_gz(name, 1, error) from error
     if start == b"PAR1":
         return _parquet_pieces(stream, name), lambda row: f"{name}, row {row + 1}"
     head = next(lines_of(stream, name), (0, ""))[1]
@@ -276,7 +210,7 @@ def _text_pieces(
                 raise ValueError("rank is there for some rows and missing for others")
             ranked = "rank" in piece.columns
             yield piece
-    except (ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RecursionError, *_BROKEN_GZ) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RecursionError, *BROKEN_GZ) as error:
         head = ""
         for number, line in lines_of(stream, name):
             head = head or line
@@ -297,8 +231,8 @@ def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
     while data := stream.read(_BLOCK):
         end = data.rfind(b"\n") + 1
         block, rest = (rest + data[:end], data[end:]) if end else (b"", rest + data)
-        if len(rest) > _LONGEST:
-            raise ValueError(_TOO_LONG)
+        if len(rest) > LONGEST:
+            raise ValueError(TOO_LONG)
         if block and not block.isspace():
             yield block
     if rest and not rest.isspace():
@@ -406,7 +340,7 @@ def _trec_fault(line: str, head: str) -> str | None:
     del head
     if "\x0b" in line or "\x0c" in line:
         return "a control character (vertical tab or form feed)"
-    fields = [field for field in line.replace("\t", " ").split(" ") if field]
+    fields = fields_of(line)
     if len(fields) != len(_FIELDS):
         return f"{len(fields)} fields, a TREC run has {len(_FIELDS)} ({' '.join(_FIELDS)})"
     rank = _number(fields[3])
@@ -425,46 +359,6 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines from the start, without the white space around them and without blank ones.
-
-    Raises:
-        RunFileError: A line is not UTF-8, or the gz stream is broken after it.
-    """
-    stream.seek(0)
-    number = 0
-    text = io.TextIOWrapper(io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", errors="surrogateescape")
-    try:
-        for number, line in enumerate(iter(lambda: text.readline(_LONGEST + 1), ""), start=1):
-            if len(line) > _LONGEST:
-                raise RunFileError(f"{name}, line {number}: {_TOO_LONG}.")
-            if not line.isascii() and any("\udc80" <= character <= "\udcff" for character in line):
-                raise RunFileError(
-                    f"{name}, line {number}: not UTF-8.{_unpack(line) if number == 1 else ' Convert it to UTF-8.'}"
-                )
-            if stripped := line.strip(" \t\r\n"):
-                yield number, stripped
-    except _BROKEN_GZ as error:
-        raise _broken_gz(name, number + 1, error) from error
-    finally:
-        text.detach().detach()
-
-
-_PACKED = {"BZh": "bzip2", "\udcfd7zXZ": "xz", "PK\x03\x04": "zip", "(\udcb5/\udcfd": "zstd", "7z": "7z"}
-
-
-def _unpack(head: str) -> str:
-    """What to do about a file that is not text, by its first bytes."""
-    packed = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
-    return f" It is packed by {packed}: unpack it, or pack it with gzip." if packed else " Convert it to UTF-8."
-
-
-def _broken_gz(name: str, line: int, error: BaseException) -> RunFileError:
-    return RunFileError(
-        f"{name}, line {line}: the gz stream is broken or ends too early ({error}). Copy the file again."
-    )
-
-
 def _line_of(stream: IO[bytes], row: int) -> int:
     """The number of the line that became a row."""
     return next(number for place, (number, _) in enumerate(lines_of(stream, "")) if place == row)
@@ -473,7 +367,7 @@ def _line_of(stream: IO[bytes], row: int) -> int:
 def _records(block: bytes) -> pd.DataFrame:
     """A frame with the right names and types; its errors do not say which line is wrong."""
     lines = block.decode("utf-8-sig").split("\n")
-    frame = pd.DataFrame.from_records([_record(line) for line in lines if line and not line.isspace()])
+    frame = pd.DataFrame.from_records([json_of(line) for line in lines if line and not line.isspace()])
     frame = frame.rename(columns=_aliases(frame.columns))
     for key in ("qid", "docno"):
         if pd.api.types.infer_dtype(frame[key], skipna=False) == "integer":
@@ -490,18 +384,6 @@ def _records(block: bytes) -> pd.DataFrame:
     return frame.astype({"score": np.float64})
 
 
-def _record(line: str) -> Any:
-    return json.loads(line, object_pairs_hook=_with_distinct_keys)
-
-
-def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in record if keys.count(key) > 1)!r} is there twice")
-    return record
-
-
 def _aliases(columns: Collection[str]) -> dict[str, str]:
     """Which columns go under another name; beside a canonical one, an alias is a column like any other."""
     found = {}
@@ -514,7 +396,7 @@ def _aliases(columns: Collection[str]) -> dict[str, str]:
 
 def _record_fault(line: str, head: str) -> str | None:
     try:
-        record = _record(line)
+        record = json_of(line)
     except ValueError as error:
         return f"no valid JSON: {error}"
     except RecursionError:
@@ -534,7 +416,7 @@ def _record_fault(line: str, head: str) -> str | None:
         return f"score must be a finite number, got {_shown(score)}"
     if "rank" in record and (type(rank) is not int or abs(rank) >= 2**63):
         return f"rank must be a whole number, got {_shown(rank)}{_TOO_LARGE if type(rank) is int else ''}"
-    if ("rank" in record) != ("rank" in _record(head)):
+    if ("rank" in record) != ("rank" in json_of(head)):
         return "rank must be in all lines or in none, " + (
             "the first has none" if "rank" in record else "it is missing"
         )
@@ -550,33 +432,18 @@ def _shown(value: Any) -> str:
 
 
 def _parquet_pieces(stream: Any, name: str) -> Iterator[pd.DataFrame]:
-    pa, pq = _pyarrow(f"{name}, a Parquet file,")
-    if isinstance(stream._stream, gzip.GzipFile):  # Parquet is read from its end, which is slow in gz files
-        try:
-            stream = pa.BufferReader(stream.read())
-        except _BROKEN_GZ as error:
-            raise RunFileError(
-                f"{name}: the gz stream is broken or ends too early ({error}). Copy the file again."
-            ) from error
-    try:
-        # Without a buffer of its own it holds all that it has read.
-        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
-        there = file.schema_arrow.names
-        twice = [column for column in dict.fromkeys(there) if there.count(column) > 1]
-        if twice:
-            raise RunFileError(f"{name}: column {twice[0]!r} is there twice. Keep one.")
-        aliases = _aliases(there)
-        names = {aliases.get(column, column): column for column in there}
+    with ParquetFile.opened(stream, name, RunFileError) as parquet:
+        aliases = _aliases(parquet.names)
+        names = {aliases.get(column, column): column for column in parquet.names}
         missing = [column for column in REQUIRED if column not in names]
         if missing:
             raise RunFileError(f"{name}: no column {', '.join(missing)}; there are: {', '.join(names)}.")
         for column in names:
-            _check_type(pa, file.schema_arrow.field(names[column]).type, column, name)
-        for batch in file.iter_batches(batch_size=_BATCH):
-            if batch.num_rows:
-                yield _from_arrow(pa, batch, names, name)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RunFileError(f"{name} is broken: {error}. Copy the file again.") from error
+            _check_type(parquet.arrow, parquet.file.schema_arrow.field(names[column]).type, column, name)
+        for batch in parquet.batches(rows=_BATCH):
+            with parquet.guarded():
+                piece = _from_arrow(parquet.arrow, batch, names, name)
+            yield piece
 
 
 def _check_type(pa: Any, kind: Any, column: str, name: str) -> None:
@@ -595,11 +462,10 @@ def _check_type(pa: Any, kind: Any, column: str, name: str) -> None:
 
 
 def _from_arrow(pa: Any, batch: Any, names: dict[str, str], name: str) -> pd.DataFrame:
-    batch.validate(full=True)  # strings that are not UTF-8 would be found only where they are used
     columns = {ours: batch.column(theirs) for ours, theirs in names.items()}
     for key in ("qid", "docno"):
         columns[key] = columns[key].cast(pa.string())
-    columns["score"] = columns["score"].cast(pa.float64())
+    columns["score"] = columns["score"].cast(pa.float64(), safe=False)  # whole numbers beyond 2**53 are rounded
     if "rank" in columns:
         rank = columns["rank"]
         if rank.null_count:
@@ -609,10 +475,6 @@ def _from_arrow(pa: Any, batch: Any, names: dict[str, str], name: str) -> pd.Dat
         except pa.ArrowInvalid as error:
             raise RunFileError(f"{name}: column rank must hold whole numbers of 64 bits: {error}.") from error
     return cast(pd.DataFrame, pa.table(columns).to_pandas())
-
-
-def _pyarrow(why: str) -> tuple[Any, Any]:
-    return require("pyarrow", why), require("pyarrow.parquet", why)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -660,7 +522,7 @@ def _format_of(path: Path, chosen: Format | None) -> Format:
             f"or give a format."
         )
     if found == "parquet":
-        _pyarrow("Writing Parquet (TREC and JSON lines do not)")
+        pyarrow("Writing Parquet (TREC and JSON lines do not)")
     return found
 
 
@@ -754,7 +616,7 @@ def _jsonl_sink(stream: Any, tag: str, separator: str) -> Iterator[Append]:
 @contextmanager
 def _parquet_sink(stream: Any, tag: str, separator: str) -> Iterator[Append]:
     del tag, separator
-    pa, pq = _pyarrow("Writing Parquet (TREC and JSON lines do not)")
+    pa, pq = pyarrow("Writing Parquet (TREC and JSON lines do not)")
     with ExitStack() as stack:
         parquet: Any = None
 

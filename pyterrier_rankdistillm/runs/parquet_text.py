@@ -11,6 +11,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .mapped import MappedForm, arrow
+from .parquet import ParquetFile
 
 _DOCNO = ("docno", "doc_id", "docid", "id")
 _BATCH = 10_000  # passages that are copied together
@@ -30,6 +31,7 @@ class ParquetText(pt.Transformer):
 
     Raises:
         ValueError: The file has no such columns.
+        DataFileError: It is damaged, or has two columns of one name.
         PermissionError: The folder is not writable.
         ImportError: pyarrow is not installed.
     """
@@ -76,14 +78,15 @@ class ParquetText(pt.Transformer):
 
 
 def _make(form: MappedForm, source: Path) -> None:
-    pa, _ = arrow()
-    file = import_module("pyarrow.parquet").ParquetFile(
-        source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
-    )
-    names = file.schema_arrow.names
-    docno = next((name for name in _DOCNO if name in names), None)
-    if docno is None or "text" not in names:
-        raise ValueError(f"ParquetText: {source} must have the columns docno and text, it has {', '.join(names)}.")
-    with form.writer({"docno": pa.string(), "text": pa.string()}) as append:
-        for batch in file.iter_batches(batch_size=_BATCH, columns=[docno, "text"]):
-            append([batch.column(name).cast(pa.string()) for name in (docno, "text")])
+    with ParquetFile.opened(source, os.fspath(source)) as parquet:
+        docno = next((name for name in _DOCNO if name in parquet.names), None)
+        if docno is None or "text" not in parquet.names:
+            raise ValueError(
+                f"ParquetText: {source} must have the columns docno and text, it has {', '.join(parquet.names)}."
+            )
+        string = parquet.arrow.string()
+        with form.writer({"docno": string, "text": string}) as append:
+            for batch in parquet.batches([docno, "text"], rows=_BATCH):
+                with parquet.guarded():
+                    columns = [batch.column(name).cast(string) for name in (docno, "text")]
+                append(columns)

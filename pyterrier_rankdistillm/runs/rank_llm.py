@@ -7,7 +7,6 @@ such runs with ``order="rank"``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyterrier as pt
 
 from ..checks import whole
 from ..errors import RunFileError
+from .streams import json_of
 
 
 def is_rank_llm(head: str) -> bool:
@@ -23,7 +23,7 @@ def is_rank_llm(head: str) -> bool:
     if head.startswith("["):
         return head.rstrip() == "[" or head.lstrip("[ ").startswith("{")
     try:
-        record = json.loads(head)
+        record = json_of(head)
     except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and {"query", "candidates"} <= record.keys()
@@ -67,12 +67,12 @@ def _results(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[str,
     try:
         if head.startswith("["):
             whole_file = "\n".join([head, *(line for _, line in numbered)])
-            for place, result in enumerate(json.loads(whole_file), start=1):
+            for place, result in enumerate(json_of(whole_file), start=1):
                 yield f"{name}, result {place}", result
             return
-        yield f"{name}, line {number}", json.loads(head)
+        yield f"{name}, line {number}", json_of(head)
         for number, line in numbered:
-            yield f"{name}, line {number}", json.loads(line)
+            yield f"{name}, line {number}", json_of(line)
     except (ValueError, RecursionError) as error:
         raise RunFileError(f"{name}, line {number}: not valid JSON: {error}.") from error
 

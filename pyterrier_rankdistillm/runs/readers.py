@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import pandas as pd
 
 from ..checks import is_text, told, whole
 from ..errors import DataFileError
-from ..extras import require
-from .files import lines_of, opened
+from .parquet import ParquetFile
+from .streams import fields_of, json_of, lines_of, opened
 
 QID, DOCNO = ("qid", "query_id", "_id"), ("docno", "doc_id", "docid", "id", "_id")
 QUERY, TEXT = ("query", "text"), ("text",)
@@ -60,15 +60,15 @@ def read_qrels(path: str | os.PathLike[str]) -> pd.DataFrame:
     rows: dict[tuple[str, str], tuple[int, int]] = {}
     with opened(path) as (stream, name):
         for number, line in lines_of(stream, name):
-            fields = line.split()
+            fields = fields_of(line)
             where = f"{name}, line {number}"
             if len(fields) != 4:
                 raise DataFileError(
                     f"{where}: {len(fields)} fields, TREC judgments have 4 (qid iteration docno label)."
                 )
             qid, _, docno, stated = fields
-            if not stated.removeprefix("-").isdecimal():
-                raise DataFileError(f"{where}: the label must be a whole number, got {stated!r}.")
+            if not re.fullmatch("-?[0-9]{1,18}", stated):
+                raise DataFileError(f"{where}: the label must be a whole number of 18 digits at most, got {stated!r}.")
             label, first = rows.setdefault((qid, docno), (int(stated), number))
             if label != int(stated):
                 raise DataFileError(
@@ -121,18 +121,16 @@ def _rows(
 ) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """What a file's rows hold, and what to call each in messages."""
     if path.name.removesuffix(".gz").endswith(PARQUET):
-        parquet = require("pyarrow.parquet", f"{path}, a Parquet file,")
-        with opened(path) as (stream, name):
-            try:
-                table = parquet.read_table(require("pyarrow", name).BufferReader(stream.read()))
-            except OSError as error:  # Arrow's errors are OSErrors or ValueErrors
-                raise DataFileError(f"{name} is not a Parquet file: {error}.") from error
-        columns = [pick(table.column_names, choices) for choices in names]
-        if None in columns:
-            raise DataFileError(f"{path}: {what} have the columns {names[0][0]} and {names[1][0]}, got "
-                                f"{', '.join(table.column_names)}.")  # fmt: skip
-        pairs = zip(*(table[column].to_pylist() for column in columns), strict=True)
-        yield from ((f"{path}, row {row}", pair) for row, pair in enumerate(pairs, start=1))
+        with opened(path) as (stream, name), ParquetFile.opened(stream, name) as parquet:
+            columns = [column for choices in names if (column := pick(parquet.names, choices)) is not None]
+            if len(columns) < len(names):
+                raise DataFileError(f"{path}: {what} have the columns {names[0][0]} and {names[1][0]}, got "
+                                    f"{', '.join(parquet.names)}.")  # fmt: skip
+            before = 0
+            for batch in parquet.batches(columns):
+                pairs = zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+                yield from ((f"{path}, row {row}", pair) for row, pair in enumerate(pairs, start=before + 1))
+                before += batch.num_rows
         return
     with opened(path) as (stream, name):
         for number, line in lines_of(stream, name):
@@ -153,7 +151,7 @@ def _rows(
 
 def _record(line: str, where: str, names: tuple[Sequence[str], Sequence[str]]) -> tuple[Any, Any]:
     try:
-        record = json.loads(line)
+        record = json_of(line)
     except (ValueError, RecursionError) as error:
         raise DataFileError(f"{where}: not valid JSON: {error}.") from error
     keys = [pick(record, choices) for choices in names]

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 
 from pyterrier_rankdistillm import runs
-from pyterrier_rankdistillm.errors import InputError
-from pyterrier_rankdistillm.runs import files
+from pyterrier_rankdistillm.errors import DataFileError, InputError
+from pyterrier_rankdistillm.runs import files, streams
 from pyterrier_rankdistillm.runs.given import qrels_of
+from pyterrier_rankdistillm.runs.readers import read_qrels, read_texts, read_topics
 
 pytest.importorskip("pyarrow")
 
@@ -66,9 +67,9 @@ def test_a_rank_that_is_not_a_whole_number_of_64_bits(
 )
 def test_a_number_in_a_frame_that_is_not_a_whole_number_of_64_bits(values: Any) -> None:
     run = pd.DataFrame({"qid": "1", "docno": ["a", "b"], "score": [2.0, 1.0], "rank": values})
-    with pytest.raises(InputError, match="must have a whole number of 64 bits as rank in every row, got .* in row"):
+    with pytest.raises(InputError, match=r"must have a whole number of 64 bits as rank in every row, got .* in row"):
         runs.read(run)
-    with pytest.raises(InputError, match="must have whole numbers as labels, got dtype .* in row"):
+    with pytest.raises(InputError, match=r"must have whole numbers as labels, got dtype .* in row"):
         qrels_of(run.rename(columns={"rank": "label"}), who="f")
 
 
@@ -102,6 +103,78 @@ def test_parquet_edges(tmp_path: Path) -> None:
         for write in (lambda run: runs.write(run, tmp_path / "x.run"), runs.Rankings.from_frame):
             with pytest.raises(ValueError, match="rank must"):
                 write(pd.DataFrame(base | {"rank": rank}))
+
+
+JSON_TWICE = b'{"qid": "1", "query": "a", "query": "b", "docno": "1", "text": "a"}\n'
+READERS = {"topics": read_topics, "texts": read_texts, "judgments": read_qrels}
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "content", "what"),
+    [
+        ("topics", "a.jsonl", JSON_TWICE, "line 1: not valid JSON: key 'query' is there twice"),
+        ("texts", "a.jsonl", JSON_TWICE, "line 1: not valid JSON: key 'query' is there twice"),
+        ("topics", "a.tsv", GZ, "line 1: the gz stream is broken"),
+        ("texts", "a.parquet.gz", GZ, "the gz stream is broken"),
+        ("topics", "a.parquet", b"PAR1 and more", " is broken"),
+        ("judgments", "a.qrels", b"1 0 a 1\n1 0 b 9223372036854775808\n", "line 2: the label must be a whole number"),
+        ("judgments", "a.qrels", b"1 0 a " + b"9" * 5000, "line 1: the label must be a whole number"),
+        ("judgments", "a.qrels", "1 0 a \u0661\n".encode(), "line 1: the label must be a whole number"),
+        ("judgments", "a.qrels", b"1 0 a 1\n1 0 b 1e300\n", "line 2: the label must be a whole number"),
+    ],
+)
+def test_files_beside_runs(reader: str, name: str, content: bytes, what: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(bytes(b ^ (0x10 if n == 40 else 0) for n, b in enumerate(GZ)) if content is GZ else content)
+    with pytest.raises(DataFileError, match=re.escape(what)) as caught:
+        READERS[reader](file)
+    assert str(caught.value).startswith(str(file))
+
+
+def test_an_id_may_hold_white_space_that_does_not_end_a_field(tmp_path: Path) -> None:
+    (tmp_path / "a.qrels").write_text("1 0 a\u00a0b 1\n", encoding="utf-8")
+    assert read_qrels(tmp_path / "a.qrels").to_numpy().tolist() == [["1", "a\u00a0b", 1]]
+
+
+def parquet_edges() -> dict[str, Any]:
+    """Tables by what is wrong with them, for any reader that takes the columns of all."""
+    import pyarrow as pa
+
+    invalid = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    base: dict[str, Any] = {"qid": ["1"], "query": ["a"], "docno": ["a"], "text": ["a"], "score": [1.0]}
+    return {
+        "is broken": pa.table(base | {"docno": invalid, "query": invalid}),
+        "column 'text' is there twice": pa.Table.from_arrays(
+            [pa.array(values) for values in (*base.values(), ["b"])], names=[*base, "text"]
+        ),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".parquet.gz"])
+@pytest.mark.parametrize("what", ["is broken", "column 'text' is there twice"])
+def test_every_reader_of_parquet_refuses_what_is_damaged(suffix: str, what: str, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    file = tmp_path / f"a{suffix}"
+    pq.write_table(parquet_edges()[what], tmp_path / "table")
+    data = (tmp_path / "table").read_bytes()
+    file.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    for reader in (runs.read, read_topics, read_texts, *((runs.ParquetText,) if suffix == ".parquet" else ())):
+        with pytest.raises(DataFileError, match=f"^{re.escape(str(file))}.* {what}"):
+            reader(file)
+    assert {path.name for path in tmp_path.iterdir()} == {"table", file.name}
+
+
+def test_a_bomb_of_gz_in_which_parquet_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up where it is larger than any file that anybody would pack."""
+    monkeypatch.setattr(streams, "_SMALL", 1 << 20)
+    monkeypatch.setattr(streams, "_BLOCK", 1 << 16)
+    file = tmp_path / "a.parquet.gz"
+    file.write_bytes(gzip.compress(b"PAR1" + bytes(8 << 20), mtime=0))
+    told = rf"^{re.escape(str(file))} holds more than 1 MiB in a gz stream of {file.stat().st_size} bytes"
+    for reader, kind in ((runs.read, runs.RunFileError), (read_texts, DataFileError)):
+        with pytest.raises(kind, match=told):
+            reader(file)
 
 
 def test_pages_carry_checksums(tmp_path: Path) -> None:
