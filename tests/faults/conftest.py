@@ -1,12 +1,14 @@
 """What the suite of faults has in common: a seed, a budget, and counts of what really happened.
 
-``pytest -m faults``; ``FAULTS_SEED`` (default 0) and ``FAULTS_SECONDS`` (for each generator; default 5) say what is
-drawn and for how long. A generator goes through all its kinds at least once, whatever the budget, and fails where a
-kind never took effect.
+``pytest -m faults``; ``FAULTS_SEED`` (default 0) says what is drawn, and ``FAULTS_SECONDS`` (default 5) how long each
+generator draws. ``FAULTS_ROUNDS`` instead says how often it goes through its kinds, so that every machine draws the
+same. A generator goes through all its kinds at least once, whatever the budget, and fails where a kind never took
+effect.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sys
@@ -22,6 +24,7 @@ for folder in ("", "../training", "../runs"):
 
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 SECONDS = float(os.environ.get("FAULTS_SECONDS", "5"))
+ROUNDS = int(os.environ["FAULTS_ROUNDS"]) if "FAULTS_ROUNDS" in os.environ else None
 COUNTS: dict[str, Counter[str]] = {}
 
 
@@ -38,13 +41,20 @@ class Rounds:
         self.kinds: list[str] = []
 
     def of(self, *kinds: str) -> Iterator[str]:
-        """Kinds in turn, shuffled anew each time, until time is over."""
+        """Kinds in turn, shuffled anew each time, until the budget is spent; then those that are hard to hit."""
         self.kinds = list(kinds)
-        until = time.monotonic() + SECONDS
-        last = until + 60 + 5 * SECONDS  # for kinds that are hard to hit
-        while time.monotonic() < until or (self.missing() and time.monotonic() < last):
-            left = self.missing() if time.monotonic() >= until else self.kinds
+        started = time.monotonic()
+        for number in itertools.count():
+            spent = number / ROUNDS if ROUNDS is not None else (time.monotonic() - started) / SECONDS
+            left = self.kinds if spent < 1 else self.missing()
+            if not left or (spent > 5 and self._is_late(number, time.monotonic() - started)):
+                return
             yield from self.random.sample(left, len(left))
+
+    @staticmethod
+    def _is_late(rounds: int, seconds: float) -> bool:
+        """Whether a kind that took no effect until now will not do so."""
+        return rounds > 100 if ROUNDS is not None else seconds > 60
 
     def hit(self, kind: str) -> None:
         """Notes that a fault of a kind took effect."""
@@ -71,7 +81,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if COUNTS:
-        terminalreporter.section(f"faults: seed {SEED}, {SECONDS:g} s for each generator")
+        budget = f"{SECONDS:g} s" if ROUNDS is None else f"{ROUNDS} rounds"
+        terminalreporter.section(f"faults: seed {SEED}, {budget} for each generator")
         for name, hits in sorted(COUNTS.items()):
             counts = ", ".join(f"{kind} {number}" for kind, number in sorted(hits.items()))
             terminalreporter.write_line(f"{name}: {sum(hits.values())} ({counts})")

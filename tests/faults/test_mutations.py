@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import child
 import pandas as pd
 import pytest
 from conftest import Rounds
@@ -30,6 +31,13 @@ RUN = pd.DataFrame(
 def content(suffix: str) -> bytes:
     stream = io.BytesIO()
     name = suffix.removeprefix(".").removesuffix(".gz")
+    if name == "json":  # as rank_llm writes
+        results = [
+            {"query": {"text": f"what is {qid}", "qid": qid}, "candidates": [
+                {"docid": row.docno, "score": row.score} for row in ranking.itertuples()
+            ]} for qid, ranking in RUN.groupby("qid")
+        ]  # fmt: skip
+        return json.dumps(results, indent=1).encode()
     formats: dict[str, Any] = {"run": "trec", "jsonl": "jsonl", "parquet": "parquet"}
     runs.write(RUN, stream, format=formats[name])
     return gzip.compress(stream.getvalue(), mtime=0) if suffix.endswith(".gz") else stream.getvalue()
@@ -103,12 +111,20 @@ def plain_jsonl(data: bytes) -> list[tuple[str, str, float, int]]:
     return [(str(r["qid"]), str(r["docno"]), float(r["score"]), r.get("rank", -1)) for r in named]
 
 
+def plain_results(data: bytes) -> list[tuple[str, str, float, int]]:
+    return [
+        (str(result["query"]["qid"]), str(candidate["docid"]), float(candidate["score"]), rank)
+        for result in json.loads(data.decode("utf-8-sig"))
+        for rank, candidate in enumerate(result["candidates"], start=1)
+    ]
+
+
 def plain(suffix: str, data: bytes) -> list[tuple[str, str, float, int]]:
     if suffix.endswith(".gz"):
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     if ".parquet" in suffix:
         return [(q, d, s, r + 1) for q, d, s, r in RUN.itertuples(index=False)]
-    return (plain_trec if ".run" in suffix else plain_jsonl)(data)
+    return {".run": plain_trec, ".jsonl": plain_jsonl, ".json": plain_results}[suffix.removesuffix(".gz")](data)
 
 
 def in_order(rows: list[tuple[str, str, float, int]]) -> dict[str, list[tuple[str, float]]]:
@@ -139,9 +155,8 @@ def check(suffix: str, file: Path, data: bytes) -> str:
             message = str(error)
             assert message.startswith(str(file))
             if ".parquet" not in suffix and "has no rows" not in message and "no column" not in message:
-                assert re.match(rf"{re.escape(str(file))}(, (line|row) \d+| is broken|: the gz stream)", message), (
-                    message
-                )
+                where = r"(, (line|row|result) \d+| is broken|: the gz stream)"
+                assert re.match(re.escape(str(file)) + where, message), message
             return None
 
     run, parts = attempt(runs.read), attempt(lambda file: pd.concat(list(runs.read_parts(file))))
@@ -159,7 +174,7 @@ def check(suffix: str, file: Path, data: bytes) -> str:
 
 @pytest.mark.parametrize(
     ("suffix", "parser"),
-    [(suffix, "fast") for suffix in (".run", ".jsonl", ".parquet", ".run.gz", ".jsonl.gz", ".parquet.gz")]
+    [(suffix, "fast") for suffix in (".run", ".jsonl", ".json", ".parquet", ".run.gz", ".jsonl.gz", ".parquet.gz")]
     + [(".run", "slow"), (".run.gz", "slow")],
 )
 def test_a_changed_run(
@@ -170,9 +185,11 @@ def test_a_changed_run(
     good = content(suffix)
     file = tmp_path / f"some{suffix}"
     for kind in rounds.of(*MUTATIONS, "refused", "read"):
-        data = bytearray(good)
         name = kind if kind in MUTATIONS else rounds.random.choice(list(MUTATIONS))
+        within = suffix.endswith(".gz") and rounds.random.random() < 0.5
+        data = bytearray(gzip.decompress(good) if within else good)
         MUTATIONS[name](data, rounds.random)
+        data = bytearray(gzip.compress(data, mtime=0)) if within else data
         file.write_bytes(data)
         try:
             outcome = check(suffix, file, bytes(data))
@@ -184,18 +201,23 @@ def test_a_changed_run(
             rounds.hit(name)
 
 
-def test_a_bomb_takes_blocks_of_memory(tmp_path: Path) -> None:
-    import child
-
-    with gzip.open(tmp_path / "bomb.run.gz", "wb", 1) as bomb:
-        for _ in range(64):
-            bomb.write(b"0" * (16 << 20))
+@pytest.mark.parametrize(
+    ("head", "piece", "what"),
+    [
+        (b"", b"0" * (16 << 20), "line 1: longer than 16 MiB"),
+        (b"PAR1", bytes(16 << 20), " MiB in a gz stream of 10"),
+    ],
+    ids=["a line", "Parquet"],
+)
+def test_a_bomb_takes_blocks_of_memory(head: bytes, piece: bytes, what: str, tmp_path: Path) -> None:
+    file = tmp_path / "bomb.run.gz"
+    file.write_bytes(gzip.compress(head) + gzip.compress(piece) * 64)
 
     def read() -> None:
         child.limit_memory(400 << 20)
-        runs.read(tmp_path / "bomb.run.gz")
+        runs.read(file)
 
     ended = child.run(read, seconds=60)
     assert ended.error is not None
     assert ended.error[0] == "RunFileError"
-    assert "line 1: longer than 16 MiB" in ended.error[1]
+    assert what in ended.error[1]
