@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import io
 import os
 import re
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -115,7 +117,7 @@ def _size_at(url: str, timeout: float) -> int | None:
     if constants.HF_HUB_OFFLINE:
         return None
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": _USER_AGENT})
-    with urllib.request.urlopen(request, timeout=timeout) as response:
+    with _opener().open(request, timeout=timeout) as response:
         return _length_of(response)
 
 
@@ -232,7 +234,7 @@ def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: b
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is left to send: the part is complete, or belongs to another file
             return md5_of(part)
@@ -261,7 +263,6 @@ def _receive(response: Any, part: Path, begins: int, total: int | None, most: in
             total=total, initial=begins, desc=part.name.removesuffix(".part"), unit="B", unit_scale=True,
             disable=not verbose,
         ) as bar:  # fmt: skip
-            since, before = time.monotonic(), file.tell()
             while data := response.read1(_CHUNK):
                 if file.tell() + len(data) > most:
                     file.truncate(0)
@@ -269,16 +270,92 @@ def _receive(response: Any, part: Path, begins: int, total: int | None, most: in
                 file.write(data)
                 digest.update(data)
                 bar.update(len(data))
-                if time.monotonic() - since > _WINDOW:
-                    if file.tell() - before < _LEAST:
-                        raise _SourceError(f"it sent {file.tell() - before} bytes in {_WINDOW:.0f} s")
-                    since, before = time.monotonic(), file.tell()
         file.flush()
         os.fsync(file.fileno())
         have = file.tell()
     if total is not None and have < total:
         raise ConnectionError(f"the connection was cut after {have} of {total} bytes")
     return digest.hexdigest()
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """What opens one address, with all redirects, and gives a slow source up.
+
+    The timeout of a connection is for each of its reads, so that a byte now and then would hold it for ever: in the
+    headers, in the sizes of chunks, in the body.
+    """
+    meter = _Meter()
+
+    class Metered(urllib.request.AbstractHTTPHandler):
+        def do_open(self, http_class: Any, req: Any, **arguments: Any) -> Any:
+            def connection(*place: Any, **options: Any) -> Any:
+                made = http_class(*place, **options)
+                made.response_class = lambda sock, *a, **k: http.client.HTTPResponse(
+                    cast(Any, _Metered(sock, meter)), *a, **k
+                )
+                return made
+
+            return super().do_open(cast(Any, connection), req, **arguments)
+
+    class HTTP(Metered, urllib.request.HTTPHandler):
+        pass
+
+    class HTTPS(Metered, urllib.request.HTTPSHandler):
+        pass
+
+    return urllib.request.build_opener(HTTP, HTTPS)
+
+
+class _Meter:
+    """Counts the bytes that come from a source within a window of time, and then anew."""
+
+    def __init__(self) -> None:
+        self.since, self.bytes = time.monotonic(), 0
+
+    def left(self) -> float | None:
+        """The seconds in which more must come; None: enough has come for now.
+
+        Raises:
+            _SourceError: Too little came in a whole window.
+        """
+        left = self.since + _WINDOW - time.monotonic()
+        if left <= 0:
+            if self.bytes < _LEAST:
+                raise _SourceError(f"it sent {self.bytes} bytes in {_WINDOW:.0f} s")
+            self.since, self.bytes, left = time.monotonic(), 0, _WINDOW
+        return None if self.bytes >= _LEAST else left
+
+
+class _Metered(io.RawIOBase):
+    """A connection that is read no longer than a meter allows, as ``http.client`` reads one: by ``makefile``."""
+
+    def __init__(self, sock: socket.socket, meter: _Meter) -> None:
+        self._socket, self._meter, self._timeout = sock, meter, sock.gettimeout()
+        self._stream = sock.makefile("rb", buffering=0)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        del mode
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._meter.left()
+        self._socket.settimeout(
+            min((seconds for seconds in (left, self._timeout) if seconds is not None), default=None)
+        )
+        try:
+            count = self._stream.readinto(buffer)
+        except TimeoutError:
+            self._meter.left()
+            raise
+        self._meter.bytes += count or 0
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _length_of(response: Any) -> int | None:

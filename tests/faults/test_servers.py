@@ -106,10 +106,17 @@ def trickle(start: int, rng: random.Random) -> tuple[str, bytes, float]:
     return first, body, 0.1
 
 
+def trickled_head(start: int, rng: random.Random) -> tuple[str, bytes, float]:
+    """The head, or the size of a chunk, comes byte by byte, and never ends."""
+    first, _, _ = whole(start, rng)
+    chunked = head("200 OK", "Transfer-Encoding: chunked")
+    return rng.choice(("", first[: rng.randrange(len(first) - 4)], chunked)), b"1" * 10**6, 0.1
+
+
 BAD: dict[str, Answer] = {
     answer.__name__: answer
     for answer in (cut, without_ranges, without_length, other_range, odd_length, odd_redirect, error, nonsense,
-                   wrong_bytes, another_file, more, trickle)
+                   wrong_bytes, another_file, more, trickle, trickled_head)
 }  # fmt: skip
 
 
@@ -142,7 +149,7 @@ def serving(answer: Answer, rng: random.Random) -> Iterator[str]:
 
 def test_a_bad_server(rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.0)
-    monkeypatch.setattr(module, "_WINDOW", 0.5)
+    monkeypatch.setattr(module, "_WINDOW", 2.0)
     monkeypatch.setattr(module.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for number, kind in enumerate(rounds.of(*BAD)):

@@ -216,8 +216,8 @@ def test_sizes_are_asked_without_downloading(site: Site, tmp_path: Path) -> None
 class Rude:
     """A server that writes what it is told to, byte by byte, and reads nothing but a request."""
 
-    def __init__(self, head: str, body: Callable[[], Iterator[bytes]] | None = None) -> None:
-        self.head, self.body = head, body
+    def __init__(self, head: str, body: Callable[[], Iterator[bytes]] | None = None, *, end: str = "\n\n") -> None:
+        self.head, self.body = (head + end).replace("\n", "\r\n").encode(), body
 
     def __enter__(self) -> str:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -235,7 +235,7 @@ class Rude:
                 connection, _ = self.socket.accept()
                 with connection, suppress(OSError):
                     connection.recv(65536)
-                    connection.sendall(self.head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+                    connection.sendall(self.head)
                     for piece in self.body() if self.body else ():
                         if self.ended.is_set():
                             break
@@ -290,14 +290,43 @@ def test_an_endless_body_is_bounded_by_what_was_announced(
     assert target.read_bytes() == DATA
 
 
-def test_a_source_that_trickles_is_given_up(site: Site, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/1.1 200 OK\nContent-Length: 102400\n\n",
+        "HTTP/1.1 200 OK\n\n",
+        "",  # the status line
+        "HTTP/1.1 200 OK\nContent-Length: 10",  # a header
+        "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n",  # the size of a chunk
+        "HTTP/1.1 302 Found\nLocation: http",
+    ],
+)
+def test_a_source_that_trickles_is_given_up(
+    head: str, site: Site, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it does so: each byte comes in time, but not the whole."""
     site.files["/a"] = DATA
-    monkeypatch.setattr(module, "_WINDOW", 0.3)
-    with Rude("HTTP/1.1 200 OK\nContent-Length: 102400", trickle) as url:
-        with pytest.raises(DownloadError, match=r"it sent \d+ bytes in 0 s"):
-            download([url], target, md5=MD5, verbose=False, timeout=5)
+    monkeypatch.setattr(module, "_WINDOW", 1.0)  # the good one needs its time on a busy machine
+    with Rude(head, trickle, end="") as url:
         download([url, site.url("/a")], target, md5=MD5, verbose=False, timeout=5)
+        assert target.read_bytes() == DATA
+        monkeypatch.setattr(module, "_WINDOW", 0.2)
+        with pytest.raises(DownloadError, match=r"it sent \d+ bytes in 0 s"):
+            download([url], target.with_name("b"), md5=MD5, verbose=False, timeout=5)
+        if not head.endswith("\n"):
+            assert remote_size([url]) is None
+
+
+def test_a_slow_source_that_sends_enough_is_not_given_up(
+    site: Site, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files["/a"] = DATA
+    site.slow["/a"] = 0.02  # 25 pieces of 4 KiB
+    monkeypatch.setattr(module, "_WINDOW", 0.25)
+    monkeypatch.setattr(module, "_LEAST", 1)
+    get(site, target, "/a")
     assert target.read_bytes() == DATA
+    assert site.ranges("/a") == [None]
 
 
 def test_offline_nobody_is_asked(site: Site, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
