@@ -14,7 +14,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from codecs import BOM_UTF8
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -45,8 +46,10 @@ RUN_SUFFIXES: dict[str, Format] = {
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
 }
 _SEPARATORS = re.compile(r"[ \t\n\r\v\f]")  # what ends a field for trec_eval and for the readers here
+_BLANK = b" \t\r\n"
 _FIELDS = ("qid", "Q0", "docno", "rank", "score", "tag")
 _ALIASES = {"qid": ("query_id",), "docno": ("doc_id", "docid")}  # as ir_datasets, Lightning IR and Terrier name them
+_START = 1 << 16  # bytes by which formats are told apart
 _ROWS = 500_000  # rows that are written together
 _BLOCK = 8 << 20  # bytes of a text file that are parsed together
 _BATCH = 100_000  # rows of a Parquet file that are parsed together
@@ -182,19 +185,22 @@ def dataset_of(path: str | os.PathLike[str]) -> str:
 
 def _parse(stream: Any, name: str) -> tuple[Iterator[pd.DataFrame], Callable[[int], str]]:
     """The rows in pieces, not yet checked across rows, and a function that names a row in messages."""
+    start = bytearray(_START)
     try:
-        start = stream.read(4)
+        del start[stream.readinto(start) :]  # what there is before a gz stream breaks
         stream.seek(0)
     except BROKEN_GZ as error:
         raise broken_gz(name, 1, error) from error
-    if start == b"PAR1":
+    first = start.partition(b"\n")[0].decode("utf-8", "replace").strip(" \t\r")
+    trec = _trec_fault(first, first) is None  # then it is TREC, also where a qid is PAR1 or {1}
+    if start.startswith(b"PAR1") and not trec:
         return _parquet_pieces(stream, name), lambda row: f"{name}, row {row + 1}"
     head = next(lines_of(stream, name), (0, ""))[1]
-    if is_rank_llm(head):
+    if is_rank_llm(head) and not trec:
         return pieces_of(lines_of(stream, name), name), lambda row: f"{name}, row {row + 1}"
     if head.startswith("version https://git-lfs"):
         raise RunFileError(f"{name} is a Git LFS pointer, and not the file itself. Fetch it: git lfs pull.")
-    parse, fault = (_records, _record_fault) if head.startswith("{") else (_trec, _trec_fault)
+    parse, fault = (_records, _record_fault) if head.startswith("{") and not trec else (_trec, _trec_fault)
     return _text_pieces(stream, name, parse, fault), lambda row: f"{name}, line {_line_of(stream, row)}"
 
 
@@ -221,22 +227,30 @@ def _text_pieces(
 
 
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """The stream from its start, in blocks of whole lines, without blank lines.
+    """The stream from its start, without its byte order mark, in blocks of whole lines that are not all blank.
 
     Raises:
-        ValueError: A line is too long.
+        ValueError: A line is too long, or another one begins with such a mark, which parsers drop if it is their first.
     """
     stream.seek(0)
+    if stream.read(len(BOM_UTF8)) != BOM_UTF8:
+        stream.seek(0)
     rest = b""
     while data := stream.read(_BLOCK):
         end = data.rfind(b"\n") + 1
         block, rest = (rest + data[:end], data[end:]) if end else (b"", rest + data)
         if len(rest) > LONGEST:
             raise ValueError(TOO_LONG)
-        if block and not block.isspace():
-            yield block
-    if rest and not rest.isspace():
-        yield rest
+        if block.strip(_BLANK):
+            yield _without_marks(block)
+    if rest.strip(_BLANK):
+        yield _without_marks(rest)
+
+
+def _without_marks(block: bytes) -> bytes:
+    if block.startswith(BOM_UTF8) or b"\n" + BOM_UTF8 in block:
+        raise ValueError("a byte order mark within the file")
+    return block
 
 
 def _checked(run: pd.DataFrame, where: Callable[[int], str], *, before: int = 0, repeated: bool = True) -> pd.DataFrame:
@@ -277,12 +291,13 @@ def _comes_again(qid: pd.Series, seen: set[str]) -> int | None:
 
 
 def _trec(block: bytes) -> pd.DataFrame:
+    # Parsers take them for spaces, or for the end of a line, or not: each as it likes.
+    if b"\x0b" in block or b"\x0c" in block or (b"\r" in block and _RETURN.search(block)):
+        raise ValueError("a control character")
     head = block.lstrip().partition(b"\n")[0]
     run = _plain_trec(block, "\t" if b"\t" in head else " ")
     if run is not None:
         return run
-    if b"\x0b" in block or b"\x0c" in block:  # the parser would take them for spaces
-        raise ValueError("a control character")
     # One column more than a line has, so that the parser, which pads short lines, does not silently cut long ones.
     names = [*_FIELDS, "more"]
     kinds = {**dict.fromkeys(names, str), "rank": np.int64, "score": np.float64}
@@ -300,8 +315,8 @@ def _trec(block: bytes) -> pd.DataFrame:
     return parsed[["qid", "docno", "score", "rank"]]
 
 
-_NOT_PLAIN = re.compile(rb"[ \t][+-]?0[xX]|[\x0b\x0c]")
-"""What pyarrow's parser reads as numbers, or before numbers, and others do not."""
+_RETURN = re.compile(rb"\r(?![\r\n]|\Z)")  # a carriage return within a line
+_HEXADECIMAL = re.compile(rb"[ \t][+-]?0[xX]")  # what pyarrow's parser reads as numbers, and others do not
 
 
 def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
@@ -311,7 +326,7 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
     """
     if not is_installed("pyarrow"):
         return None
-    if _NOT_PLAIN.search(block):
+    if _HEXADECIMAL.search(block):
         return None
     pa, csv_reader, compute = (import_module(f"pyarrow{name}") for name in ("", ".csv", ".compute"))
     word, few = pa.string(), pa.dictionary(pa.int32(), pa.string())
@@ -338,8 +353,10 @@ def _plain_trec(block: bytes, separator: str) -> pd.DataFrame | None:
 
 def _trec_fault(line: str, head: str) -> str | None:
     del head
-    if "\x0b" in line or "\x0c" in line:
-        return "a control character (vertical tab or form feed)"
+    if line.startswith("\ufeff"):
+        return "a byte order mark (U+FEFF), as where files are joined. Remove it"
+    if "\x0b" in line or "\x0c" in line or "\r" in line:
+        return "a control character (vertical tab, form feed or carriage return) within the line"
     fields = fields_of(line)
     if len(fields) != len(_FIELDS):
         return f"{len(fields)} fields, a TREC run has {len(_FIELDS)} ({' '.join(_FIELDS)})"
@@ -366,7 +383,7 @@ def _line_of(stream: IO[bytes], row: int) -> int:
 
 def _records(block: bytes) -> pd.DataFrame:
     """A frame with the right names and types; its errors do not say which line is wrong."""
-    lines = block.decode("utf-8-sig").split("\n")
+    lines = block.decode("utf-8").split("\n")
     frame = pd.DataFrame.from_records([json_of(line) for line in lines if line and not line.isspace()])
     frame = frame.rename(columns=_aliases(frame.columns))
     for key in ("qid", "docno"):
@@ -501,11 +518,17 @@ def check_ids(run: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         ValueError: An id has white space, and the path is that of a TREC file.
     """
     if _format_of(Path(path), None) == "trec":
-        _check_separators([str(value) for name in ("qid", "docno") for value in run[name].unique()])
+        _check_trec_ids(*([str(value) for value in run[name].unique()] for name in ("qid", "docno")))
 
 
-def _check_separators(ids: Iterable[str]) -> None:
-    odd = [value for value in ids if _SEPARATORS.search(value)]
+def _check_trec_ids(qids: Sequence[str], docnos: Sequence[str]) -> None:
+    marked = next((qid for qid in qids if qid.startswith("\ufeff")), None)
+    if marked is not None:
+        raise ValueError(
+            f"write: qid {marked!r} begins with a byte order mark, which at the start of a line of a TREC file is none "
+            f"of its text. Write .jsonl or .parquet, or remove it."
+        )
+    odd = [value for value in (*qids, *docnos) if _SEPARATORS.search(value)]
     if odd:
         raise ValueError(
             f"write: {odd[0]!r} has white space, which separates the fields of a TREC file. Write .jsonl or "
@@ -567,7 +590,7 @@ def _to_write(run: pd.DataFrame, chosen: Format) -> tuple[pd.DataFrame, list[str
         raise ValueError(f"write: row {fault.row} (from 0): {fault.what}.{fault.remedy}")
     qids, docnos = ([str(value) for value in values] for values in (ids.qids, ids.docnos))
     if chosen == "trec":
-        _check_separators((*qids, *docnos))
+        _check_trec_ids(qids, docnos)
     rank = positions(run, ids) - pt.model.FIRST_RANK + 1
     run = run.assign(
         qid=pd.Index(qids, dtype=object).take(ids.query),

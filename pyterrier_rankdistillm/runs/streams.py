@@ -140,7 +140,9 @@ def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     """
     stream.seek(0)
     number = 0
-    text = io.TextIOWrapper(io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", errors="surrogateescape")
+    text = io.TextIOWrapper(
+        io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", errors="surrogateescape", newline="\n"
+    )
     try:
         for number, line in enumerate(iter(lambda: text.readline(LONGEST + 1), ""), start=1):
             if len(line) > LONGEST:

@@ -6,6 +6,7 @@ import gzip
 import math
 import random
 import re
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ EDGES = {
         b'{"qid": "1", "docno": "a", "score": 1}\n{"qid": "1", "docno": "b", "score": 1, "rank": 2}\n'
     ),
     "vertical tab": lambda: b"1 Q0 a 1 \x0b1.0 t\n",
+    "carriage return for a new line": lambda: b"1 Q0 a 1 2.0 t\r1 Q0 b 2 1.0 t\n",
+    "carriage return in a field": lambda: b"1 Q0 a\r 1 2.0 t\n",
+    "carriage return between records": lambda: (
+        b'{"qid": "1", "docno": "a", "score": 1}\r{"qid": "1", "docno": "b", "score": 2}\n'
+    ),
+    "two byte order marks": lambda: BOM_UTF8 * 2 + b"1 Q0 a 1 2.0 t\n",
+    "byte order mark in line of two": lambda: b"1 Q0 a 1 2.0 t\n" + BOM_UTF8 + b"1 Q0 b 2 1.0 t\n",
+    "byte order mark as line of two": lambda: b"1 Q0 a 1 2.0 t\n" + BOM_UTF8,
+    "byte order mark in JSON, line of two": lambda: (
+        b'{"qid": "1", "docno": "a", "score": 1}\n' + BOM_UTF8 + b'{"qid": "1", "docno": "b", "score": 2}\n'
+    ),
 }
 
 
@@ -73,14 +85,38 @@ def test_a_number_in_a_frame_that_is_not_a_whole_number_of_64_bits(values: Any) 
         qrels_of(run.rename(columns={"rank": "label"}), who="f")
 
 
+@pytest.mark.parametrize("parser", ["fast", "slow", "fast, line by line"])
 @pytest.mark.parametrize("edge", EDGES)
-def test_an_edge(edge: str, tmp_path: Path) -> None:
+def test_an_edge(edge: str, parser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever reads it, and wherever a block begins."""
+    if parser == "slow":
+        monkeypatch.setattr(files, "_plain_trec", lambda *_: None)
+    if parser == "fast, line by line" and "nothing but a line" not in edge:
+        monkeypatch.setattr(files, "_BLOCK", 10)
     file = tmp_path / "some.run"
     file.write_bytes(EDGES[edge]())
     line = 2 if "line of two" in edge else 1
     for reader in (runs.read, lambda f: list(runs.read_parts(f)), runs.Rankings.from_file):
         with pytest.raises(runs.RunFileError, match=rf"^{re.escape(str(file))}, line {line}: "):
             reader(file)
+
+
+@pytest.mark.parametrize("qid", ["{1}", "PAR1", "[{", "[", "version", "#", '"a', "\x1f"])
+@pytest.mark.parametrize("suffix", [".run", ".tsv", ".run.gz", ".jsonl", ".parquet"])
+def test_ids_that_look_like_another_format(qid: str, suffix: str, tmp_path: Path) -> None:
+    run = pd.DataFrame({"qid": [qid, qid, "z"], "docno": ["a", "b", "a"], "score": [2.0, 1.0, 3.0]})
+    for written in (run, run.iloc[:1], run.iloc[[2, 0, 1]]):
+        runs.write(written, tmp_path / f"a{suffix}")
+        assert runs.read(tmp_path / f"a{suffix}")["qid"].tolist() == written["qid"].tolist()
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    run = pd.DataFrame({"qid": ["\ufeffq", "\ufeffq"], "docno": ["a", "b"], "score": [2.0, 1.0]})
+    with pytest.raises(ValueError, match=r"write: qid '\\ufeffq' begins with a byte order mark"):
+        runs.write(run, tmp_path / "a.run")
+    assert list(tmp_path.iterdir()) == []
+    runs.write(run, tmp_path / "a.jsonl")
+    assert runs.read(tmp_path / "a.jsonl")["qid"].tolist() == ["\ufeffq", "\ufeffq"]
 
 
 def test_parquet_edges(tmp_path: Path) -> None:
