@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
+from binascii import Error as BinasciiError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,11 +51,28 @@ class ParquetFile:
                     stream, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
                 )
             found = cls(name, error, arrow, file)
+            contradiction = found._contradiction()
+            if contradiction is not None:
+                raise error(f"{name} is broken: {contradiction}. Copy the file again.")
             names = found.names
             twice = next((column for column in names if names.count(column) > 1), None)
             if twice is not None:
                 raise error(f"{name}: column {twice!r} is there twice. Keep one.")
             yield found
+
+    def _contradiction(self) -> str | None:
+        """What its footer says twice, and not alike: no checksum guards it, and a run would lose rows or ranks."""
+        about = self.file.metadata
+        rows = sum(about.row_group(number).num_rows for number in range(about.num_row_groups))
+        if rows != about.num_rows:
+            return f"it has {about.num_rows} rows, and {rows} in its groups"
+        stored = (about.metadata or {}).get(b"ARROW:schema")
+        if stored is not None:
+            with self.guarded():
+                names = self.arrow.ipc.read_schema(self.arrow.py_buffer(b64decode(stored))).names
+            if names != self.names:
+                return f"its columns are {', '.join(self.names)} for Parquet, and {', '.join(names)} for Arrow"
+        return None
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +101,7 @@ class ParquetFile:
         """What Arrow finds wrong meanwhile is an ``error``."""
         try:
             yield
-        except (self.arrow.ArrowException, OSError, UnicodeDecodeError) as fault:
+        except (self.arrow.ArrowException, OSError, UnicodeDecodeError, BinasciiError) as fault:
             raise self.error(f"{self.name} is broken: {fault}. Copy the file again.") from fault
 
 

@@ -23,9 +23,10 @@ from pyterrier_rankdistillm.runs import files
 pytest.importorskip("pyarrow")
 
 RUN = pd.DataFrame(
-    [(f"q{q}", f"d{q}-{n:02}", 9.5 - n / 4, n) for q in range(3) for n in range(20)],
+    [(f"q{q}", f"d{q}-{n:02}", 9.5 - n / 4, 19 - n if q == 1 else n) for q in range(3) for n in range(20)],
     columns=["qid", "docno", "score", "rank"],
 )
+"""Where the ranks of a query contradict its scores, a lost rank shows."""
 
 
 def content(suffix: str) -> bytes:

@@ -213,6 +213,26 @@ def test_a_bomb_of_gz_in_which_parquet_should_be(tmp_path: Path, monkeypatch: py
             reader(file)
 
 
+def test_a_footer_that_contradicts_itself(tmp_path: Path) -> None:
+    """It has no checksum: a changed number of rows would lose some, a changed name the ranks."""
+    run = pd.DataFrame({"qid": "1", "docno": [f"d{n:02}" for n in range(60)], "score": range(60), "rank": range(60)})
+    file = tmp_path / "some.parquet"
+    runs.write(run, file)
+    good, right = file.read_bytes(), runs.read(file)
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    refused = 0
+    for old, new in ((b"rank", b"sank"), (b"\x78", b"\x58"), (b"docno", b"docnp")):  # 60 is 0x78 as Parquet writes it
+        place = good.find(old, footer)
+        while place >= 0:
+            file.write_bytes(good[:place] + new + good[place + len(old) :])
+            try:
+                assert runs.read(file)[list(right)].equals(right)
+            except runs.RunFileError:
+                refused += 1
+            place = good.find(old, place + 1)
+    assert refused >= 4
+
+
 def test_pages_carry_checksums(tmp_path: Path) -> None:
     """Texts that are long and not compressible, so that a flipped bit is almost surely in one."""
     rng = random.Random(0)
