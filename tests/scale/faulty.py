@@ -64,7 +64,8 @@ class Texts(pt.Transformer):
                 (self.folder / f"death-{died}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         if self.stopping in set(inp["docno"]):
-            (self.folder / "stopped").write_text(str(os.getpid()))
+            (self.folder / "stopping").write_text(str(os.getpid()))
+            (self.folder / "stopping").rename(self.folder / "stopped")  # whole, for who waits for it
             os.kill(os.getpid(), signal.SIGSTOP)
         return inp.assign(text=[None if docno == self.missing else text_of(docno) for docno in inp["docno"]])
 
