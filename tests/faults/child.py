@@ -41,11 +41,16 @@ class Ended:
 
 
 def run(
-    work: Callable[[], Any], *, kill_at_step: int | None = None, kill_after: float | None = None, seconds: float = 120
+    work: Callable[[], Any],
+    *,
+    kill_at_step: int | None = None,
+    kill_after: float | None = None,
+    by: signal.Signals = signal.SIGKILL,
+    seconds: float = 120,
 ) -> Ended:
-    """Does work in a child; kills it at its n-th step on the file system, or after some seconds."""
+    """Does work in a child; kills it at its n-th step on the file system, or by a signal after some seconds."""
     child = start(work, kill_at_step=kill_at_step)
-    return child.wait(seconds=seconds, kill_after=kill_after)
+    return child.wait(seconds=seconds, kill_after=kill_after, by=by)
 
 
 def start(work: Callable[[], Any], *, kill_at_step: int | None = None) -> Child:
@@ -67,6 +72,7 @@ def start(work: Callable[[], Any], *, kill_at_step: int | None = None) -> Child:
             if os.environ.get("FAULTS_TRACE"):
                 traceback.print_exc()
             answer = (None, (type(error).__name__, str(error)))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is over
         with os.fdopen(writing, "wb") as pipe:
             pickle.dump(answer, pipe)
         status = 0
@@ -79,22 +85,31 @@ class Child:
     pid: int
     pipe: int
 
-    def wait(self, *, seconds: float = 120, kill_after: float | None = None) -> Ended:
-        until = time.monotonic() + (seconds if kill_after is None else kill_after)
-        data, over = b"", False
-        while not over:
-            ready, _, _ = select.select([self.pipe], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
-                break
-            piece = os.read(self.pipe, 1 << 16)
-            data, over = data + piece, not piece
-        hung = not over
+    def wait(
+        self, *, seconds: float = 120, kill_after: float | None = None, by: signal.Signals = signal.SIGKILL
+    ) -> Ended:
+        data = b""
+
+        def over_within(limit: float) -> bool:
+            nonlocal data
+            until = time.monotonic() + limit
+            while select.select([self.pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+                piece = os.read(self.pipe, 1 << 16)
+                data += piece
+                if not piece:
+                    return True
+            return False
+
+        signalled = kill_after is not None and not over_within(kill_after)
+        if signalled:
+            os.kill(self.pid, by)
+        hung = not (signalled and by == signal.SIGKILL) and not over_within(seconds)
         if hung:
             os.kill(self.pid, signal.SIGKILL)
         os.close(self.pipe)
         _, status = os.waitpid(self.pid, 0)
         if os.WIFSIGNALED(status):
-            return Ended(killed=True, hung=hung and kill_after is None)
+            return Ended(killed=True, hung=hung)
         if os.WEXITSTATUS(status) == UNAVAILABLE:
             return Ended(available=False)
         value, error = pickle.loads(data)

@@ -1,7 +1,8 @@
-"""Any work, killed at any step on the file system or at any time: nothing half, nothing lost, nothing left."""
+"""Any work, stopped at any step on the file system or at any time: nothing half, nothing lost, nothing left."""
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -50,19 +51,24 @@ def test_a_killed_work(
     name: str, work: works.Works, right: dict[str, tuple[Any, int]], rounds: Rounds, tmp_path: Path
 ) -> None:
     value, steps = right[name]
-    for number, kind in enumerate(rounds.of("at a step", "at a time")):
+    for number, kind in enumerate(rounds.of("at a step", "at a time", "Ctrl-C", "SIGTERM")):
         folder = tmp_path / str(number)
         folder.mkdir()
         if name == "save":
             work.save(folder)
         for _ in range(rounds.random.choice((1, 1, 2))):
             chosen: dict[str, Any] = {"kill_at_step": rounds.random.randint(1, steps)}
-            if kind == "at a time":
-                chosen = {"kill_after": rounds.random.uniform(0.0, 0.4 if name not in ("reproduce", "fit") else 2.0)}
+            if kind != "at a step":
+                by = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}.get(kind, signal.SIGKILL)
+                longest = 0.4 if name not in ("reproduce", "fit") else 2.0
+                chosen = {"kill_after": rounds.random.uniform(0.0, longest), "by": by}
             ended = child.run(works.of(work, name, folder), **chosen)
             assert not ended.hung
-            assert ended.error is None, (chosen, ended.error)
-            if ended.killed:
+            interrupted = kind == "Ctrl-C" and ended.error is not None and ended.error[0] == "KeyboardInterrupt"
+            assert ended.error is None or interrupted, (chosen, ended.error)
+            if interrupted:
+                assert [left for left in works.litter(folder) if not left.endswith(".shards")] == []
+            if ended.killed or interrupted:
                 rounds.hit(kind)
         if name == "save":
             with warnings.catch_warnings():
