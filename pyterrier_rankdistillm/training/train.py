@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from ..extras import check_installed
 from ..reranker import CrossEncoderReRanker
 from ..runs.atomic import write_json
 from ..runs.kept import Record, Work, check_reuse
@@ -26,7 +26,6 @@ from .record import Training
 from .settings import Settings, Stage
 from .validation import Validation
 
-_WHO: dict[Stage, str] = {"finetune": "FineTuning", "distill": "Distillation"}
 _RECORD = "training.json"
 _FREE = ("resume", "verbose", "device", "memory_tokens", "batch_tokens", "tensorboard", "folder", "log_every")
 """Settings that may change when a training is resumed: they do not change its outcome."""
@@ -42,6 +41,7 @@ def train(
     validation: Validation | None,
     template: CrossEncoderReRanker,
     reuse: Collection[str] = (),
+    who: str,
 ) -> tuple[PairEncoder, Training]:
     """Trains a copy of a checkpoint's encoder.
 
@@ -51,9 +51,10 @@ def train(
         sourced: The data to train on.
         settings: All settings.
         folder: Where checkpoints are written during training.
-        validation: Chooses the weights that are kept; None: the last ones are.
+        validation: Chooses the weights that are kept, those before training included; None: the last ones are.
         template: The settings to re-rank with in the validation.
         reuse: Parts of a kept training that may differ; see ``REUSABLE``.
+        who: The estimator, for messages.
 
     Returns:
         The trained encoder, on the CPU, in evaluation mode; and a record of the training.
@@ -63,9 +64,8 @@ def train(
         ValueError: Settings do not fit the number of processes, or the folder holds checkpoints, and none is to resume.
         FloatingPointError: The loss became infinite or NaN.
     """
-    check_installed("accelerate", "Training")
     from .callbacks import MEASURE, discard_newer, last_checkpoint, step_of, stopped_early
-    from .trainer import ListwiseTrainer, quiet, resolved_dtype  # imports most of transformers
+    from .trainer import ListwiseTrainer, quiet, resolved_dtype, safe_attention  # imports most of transformers
 
     data = sourced.data
     steps = settings.total_steps(len(data.members))
@@ -80,7 +80,7 @@ def train(
         seed=settings.seed,
         drop_near_duplicates=settings.drop_near_duplicates,
         on_unusable=settings.on_unusable,
-        who=_WHO[stage],
+        who=who,
     )
     encoder = checkpoint.encoder.copy(settings.dropout)
 
@@ -110,6 +110,7 @@ def train(
         steps=steps,
         validate=None if validation is None else measure,
         resumed=resumed is not None,
+        start_can_win=not checkpoint.encoder.has_new_head,
     )
     claim = None
     if settings.folder is not None and trainer.is_world_process_zero():
@@ -119,12 +120,14 @@ def train(
             discard_newer(folder, resumed)
     started = time.monotonic()
     try:
-        with quiet():
+        with quiet(), safe_attention():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         if claim is not None:
             claim.ended()
     best = trainer.state.best_global_step if validation is not None else None
+    if best == 0:  # the start has no checkpoint that the Trainer could load
+        encoder = checkpoint.encoder.copy()
     record = Training(
         stage=stage,
         losses=str(Losses.of(settings.loss)),
@@ -140,6 +143,12 @@ def train(
     )
     if trainer.is_world_process_zero():
         _report(record, folder)
+        if best == 0:
+            warnings.warn(
+                f"{who}: no validation was better than that before training ({settings.measure} "
+                f"{trainer.state.best_metric:.4f}), so the student is as it was. Lower learning_rate, or train longer.",
+                stacklevel=4,
+            )
     return encoder.cpu().eval().requires_grad_(False), record
 
 
