@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from ..extras import require
 from ..locks import Lock, hold, lock_of
 from ..scratch import replacing_folder
 from .atomic import write_json
+from .digests import blake2b_of
 from .kept import KeptWorkWarning
 from .records import RECORD, model_identity, record
 
@@ -94,7 +94,7 @@ class ScoreCache(pt.Transformer):
         if not strings or inp[["qid", "docno"]].isna().to_numpy().any():
             return self.reranker.transform(inp)  # raises an error that says what is wrong
         pairs = inp[needed].reset_index(drop=True)
-        pairs[_KEY] = [_digest(value) for value in pairs[text]]
+        pairs[_KEY] = [blake2b_of(value) for value in pairs[text]]
         # The cache needs distinct pairs, and the re-ranker needs distinct docnos per query.
         distinct = pairs.drop_duplicates(["query", _KEY])
         opened = self._open()
@@ -235,12 +235,8 @@ def _name(identity: dict[str, Any]) -> str:
     revision = (identity["revision"] or "local")[:12]
     lengths = f"q{identity['query_length'] or 'all'}-d{identity['doc_length'] or 'all'}"
     activation = f"-{identity['activation']}" if identity["activation"] else ""
-    digest = _digest(json.dumps(identity, sort_keys=True))[:16]
+    digest = blake2b_of(json.dumps(identity, sort_keys=True))[:16]
     return f"{model.strip('-')[:60]}@{revision}-{lengths}-{identity['dtype']}{activation}-{digest}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _caching() -> Any:

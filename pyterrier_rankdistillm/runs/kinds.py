@@ -6,11 +6,10 @@ their ids in ir_datasets. Java is asked for names only.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import pyterrier as pt
 
 from ..identity import SAYS, Kind, Shape, Walk, framed_together
 from ..identity.owners import owner_of, version_of
+from .digests import blake2b_of_parts
 
 if TYPE_CHECKING:
     from ..scoring.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def values(value: Any, _: Walk) -> Shape | None:
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             return Shape(f"array {value.shape}", parts=[("items", value.reshape(-1).tolist())])
-        return Shape("array", _digest([str((value.dtype.str, value.shape)), np.ascontiguousarray(value)]))
+        return Shape("array", blake2b_of_parts([str((value.dtype.str, value.shape)), np.ascontiguousarray(value)]))
     if isinstance(value, np.generic):
         return Shape(f"number {value.dtype.str}", value.tobytes())
     if isinstance(value, np.dtype):
@@ -71,7 +71,7 @@ def column(given: Any) -> Shape:
     """A column: strings are the same in pandas 2's and 3's dtype."""
     dtype = given.dtype
     if isinstance(dtype, np.dtype) and dtype.kind in "biufcmM":
-        return Shape("numbers", _digest([dtype.str, np.ascontiguousarray(given.to_numpy())]))
+        return Shape("numbers", blake2b_of_parts([dtype.str, np.ascontiguousarray(given.to_numpy())]))
     items = given.tolist()
     flat = framed_together(items)
     return Shape("items", flat) if flat is not None else Shape("objects", parts=[("items", items)])
@@ -82,7 +82,7 @@ def tensor_digest(tensor: Any) -> bytes:
     torch = sys.modules["torch"]
     plain = tensor.detach().cpu().contiguous()
     content = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else np.empty(0, np.uint8)
-    return _digest([f"{tensor.dtype} {tuple(tensor.shape)}", content])
+    return blake2b_of_parts([f"{tensor.dtype} {tuple(tensor.shape)}", content])
 
 
 def tokenizers(value: Any, _: Walk) -> Shape | None:
@@ -276,7 +276,7 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     ]
     for name, tensor in sorted(checkpoint.encoder.state_dict().items()):
         parts += [name, tensor_digest(tensor)]
-    return _digest(parts).hex()
+    return blake2b_of_parts(parts).hex()
 
 
 def rankings_digest(rankings: Any) -> bytes:
@@ -290,7 +290,7 @@ def rankings_digest(rankings: Any) -> bytes:
         parts.append(np.array([len(one.docnos) for one in some], dtype=np.int64))
         parts.append(framed_together(docno for one in some for docno in one.docnos))
         parts += [np.asarray(one.scores, dtype=np.float64) for one in some if one.scores is not None]
-        parts = [_digest(parts)]
+        parts = [blake2b_of_parts(parts)]
     return bytes(parts[0]) if parts else b""
 
 
@@ -301,17 +301,3 @@ KINDS: tuple[Kind, ...] = (values, tokenizers, java, ours, transformers)
 def walk(before: Walk | None = None) -> Walk:
     """A walk that knows what stands in pipelines; see ``Walk``."""
     return Walk(KINDS, before=before)
-
-
-def _digest(parts: Iterable[Any]) -> bytes:
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        content = part.encode() if isinstance(part, str) else b"" if part is None else part
-        data = memoryview(content)
-        digest.update(b"%d " % data.nbytes)
-        with contextlib.suppress(TypeError, ValueError):
-            data = data.cast("B") if data.nbytes else memoryview(b"")
-        digest.update(data)
-    return digest.digest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from ..extras import require
 from .atomic import replacing
+from .digests import blake2b_of
 
 _LAYOUT = "1"
 _REPLACES_MAPPED = os.name != "nt"  # Windows neither replaces nor removes a file that is mapped
@@ -45,12 +45,12 @@ class MappedForm:
         if folder is None:
             form = cls(source.with_name(f"{source.name}.{kind}"), kind, identity)
         else:  # files from different folders can have the same name
-            name = f"{source.name}.{_digest(os.fsencode(source.parent))}.{kind}"
+            name = f"{source.name}.{blake2b_of(os.fsencode(source.parent), size=4)}.{kind}"
             form = cls(Path(folder).expanduser().absolute() / name, kind, identity)
         if _REPLACES_MAPPED:
             return form
         # The form of a file that has changed has a name of its own.
-        another = replace(form, path=form.path.with_name(f"{form._stem}.of-{_digest(identity.encode())}.{kind}"))
+        another = replace(form, path=form.path.with_name(f"{form._stem}.of-{blake2b_of(identity, size=4)}.{kind}"))
         return another if another.path.exists() or form.made_of() not in (None, identity) else form
 
     def is_there(self) -> bool:
@@ -144,10 +144,6 @@ def arrow() -> tuple[Any, Any]:
     return require("pyarrow", what), require("pyarrow.ipc", what)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=4).hexdigest()
-
-
 def _identity(path: Path) -> str:
     """A string that changes when the file changes, made without reading all of it."""
     status = path.stat()
@@ -155,5 +151,5 @@ def _identity(path: Path) -> str:
         ends = [file.read(_SAMPLE)]
         file.seek(max(0, status.st_size - _SAMPLE))
         ends.append(file.read())
-    digest = hashlib.blake2b(b"".join(ends), digest_size=16).hexdigest()
+    digest = blake2b_of(b"".join(ends))
     return f"{_LAYOUT} {status.st_size} {status.st_mtime_ns} {digest}"

@@ -22,6 +22,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..identity import is_secret
+from .digests import md5_of_text
 from .kinds import weights_digest
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _described(value: Any, depth: int) -> Any:
 
 def _json(value: Any, depth: int) -> Any:
     if isinstance(value, str) and len(value) > _LONGEST:
-        return {"characters": len(value), "md5": _digest(value)}
+        return {"characters": len(value), "md5": md5_of_text(value)}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # not a JSON value, and NaN would not equal itself
     if value is None or isinstance(value, str | int | float | bool):
@@ -89,7 +90,7 @@ def _json(value: Any, depth: int) -> Any:
     if depth >= _DEEPEST:
         return _class_name(value)
     if isinstance(value, Mapping | list | tuple | set | frozenset) and len(value) > _LARGEST:
-        return {"class": _class_name(value), "items": len(value), "md5": _digest(repr(value))}
+        return {"class": _class_name(value), "items": len(value), "md5": md5_of_text(repr(value))}
     if isinstance(value, Mapping):
         return {
             str(key): "(left out)" if is_secret(str(key), item) and item else _described(item, depth + 1)
@@ -151,10 +152,6 @@ def frame_digest(frame: pd.DataFrame) -> str:
     for column in frame.columns:
         digest.update(json.dumps([str(column), [str(value) for value in frame[column]]]).encode())
     return digest.hexdigest()
-
-
-def _digest(text: str) -> str:
-    return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
 
 
 def _names_of_model(value: Any) -> dict[str, str]:
