@@ -151,7 +151,7 @@ def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
                 raise RunFileError(
                     f"{name}, line {number}: not UTF-8.{_unpack(line) if number == 1 else ' Convert it to UTF-8.'}"
                 )
-            if stripped := line.strip(" \t\r\n"):
+            if stripped := line.rstrip(" \t\r\n").lstrip(" \t"):
                 yield number, stripped
     except BROKEN_GZ as error:
         raise broken_gz(name, number + 1, error) from error

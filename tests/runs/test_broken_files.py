@@ -39,6 +39,7 @@ EDGES = {
     ),
     "vertical tab": lambda: b"1 Q0 a 1 \x0b1.0 t\n",
     "carriage return for a new line": lambda: b"1 Q0 a 1 2.0 t\r1 Q0 b 2 1.0 t\n",
+    "carriage return before a line": lambda: b"\r1 Q0 a 1 2.0 t\n",
     "carriage return in a field": lambda: b"1 Q0 a\r 1 2.0 t\n",
     "carriage return between records": lambda: (
         b'{"qid": "1", "docno": "a", "score": 1}\r{"qid": "1", "docno": "b", "score": 2}\n'
