@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def cluster() -> Iterator[None]:
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal", RAY_worker_niceness="0")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "scale"), str(HERE), os.environ.get("PYTHONPATH", "")])
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(address="local", num_cpus=3, object_store_memory=100 << 20, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray 2.47 leaves a file open
+        ray.init(address="local", num_cpus=3, object_store_memory=100 << 20, **options)
     yield
     ray.shutdown()
 
