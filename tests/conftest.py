@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -21,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()) or "[scale.rst]" in item.name:
@@ -29,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("shared"):
                 item.add_marker(pytest.mark.skip(reason=f"{SHARED} is not here"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """Trainings and tests of significance collect garbage, which need not look at all modules again: half a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +66,12 @@ def cluster() -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "scale"), str(HERE), os.environ.get("PYTHONPATH", "")])
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # Ray 2.47 leaves a file open
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray 2.47 leaves a file and its processes to the collector
         ray.init(address="local", num_cpus=3, object_store_memory=100 << 20, **options)
     yield
-    ray.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
 
 
 @pytest.fixture
