@@ -18,6 +18,7 @@ from .errors import (
     ReproductionError,
     RunFileError,
     ShardError,
+    TeacherWarning,
     TrainingDataError,
     WorkerError,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "ReproductionError",
     "RunFileError",
     "ShardError",
+    "TeacherWarning",
     "TrainingDataError",
     "TruncationWarning",
     "WorkerError",
