@@ -269,11 +269,11 @@ class CrossEncoderReRanker(pt.Transformer):
     def __repr__(self) -> str:
         """The settings that differ from their defaults, so that tables and caches tell re-rankers apart."""
         # Of the method, since the class's is that of PyTerrier's __new__ before Python 3.11.4.
-        defaults = {p.name: p.default for p in inspect.signature(self.__init__).parameters.values()}
+        defaults = {p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()}
         changed = [
             f"{name}={getattr(self, name)!r}"
             for name, default in defaults.items()
-            if name != "model" and getattr(self, name) != default
+            if name not in ("self", "model") and getattr(self, name) != default
         ]
         model = self.model if isinstance(self.model, str | Checkpoint) else os.fspath(self.model)
         return f"{type(self).__name__}({', '.join([repr(model), *changed])})"
