@@ -24,8 +24,6 @@ from safetensors.torch import load, save
 
 from pyterrier_rankdistillm import MonoElectra
 
-pytestmark = pytest.mark.xdist_group("hub")  # with pytest -n 2 --dist loadgroup the client is asked by one process
-
 RUN = b"1 Q0 d1 1 2.0 t\n1 Q0 d0 2 1.0 t\n"
 
 CLIENT = """
