@@ -663,6 +663,7 @@ def test_habits_from_elsewhere_are_answered_with_our_names(name: str, ours: str)
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Distillation. no validation was better")
 def test_a_trained_checkpoint_says_what_made_it(has: Given, tmp_path: Path) -> None:
     settings = {**SHORT, "steps": 2, "valid_every": 1}
     student = Distillation(has.model, teacher=has.folder / "bm25.run.gz", **settings)
