@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .runs.kept import KeptWorkWarning
     from .scale import rerank_dataset
     from .scoring.checkpoint import Checkpoint
+    from .set_encoder import LongListWarning, SetEncoderReRanker
     from .training import Distillation, FineTuning
 
 __version__ = version("pyterrier-rankdistillm")
@@ -44,6 +45,7 @@ __all__ = [
     "InputError",
     "KeptWorkError",
     "KeptWorkWarning",
+    "LongListWarning",
     "MonoElectra",
     "MonoElectraReRanker",
     "OrderWarning",
@@ -52,6 +54,7 @@ __all__ = [
     "Reproduction",
     "ReproductionError",
     "RunFileError",
+    "SetEncoderReRanker",
     "ShardError",
     "TrainingDataError",
     "TruncationWarning",
@@ -71,9 +74,11 @@ _HOME = {
     "Distillation": ".training",
     "FineTuning": ".training",
     "KeptWorkWarning": ".runs.kept",
+    "LongListWarning": ".set_encoder",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
     "Reproduction": ".reproduction",
+    "SetEncoderReRanker": ".set_encoder",
     "TruncationWarning": ".reranker",
     "reproduce": ".reproduction",
     "rerank_dataset": ".scale",

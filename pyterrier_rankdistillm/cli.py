@@ -15,7 +15,7 @@ from .errors import OrderWarning
 from .extras import require
 
 if TYPE_CHECKING:
-    from .reranker import MonoElectra
+    from .reranker import CrossEncoderReRanker
     from .runs.given import GivenRun
 
 # What the commands need is imported in them, so that --help and errors in options come without torch being loaded.
@@ -202,13 +202,13 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _rerank(args: argparse.Namespace) -> None:
     from . import runs
-    from .reranker import MonoElectra
     from .runs.given import contradiction, run_of, texts_of, topics_of
     from .runs.text import join_queries, join_text
+    from .set_encoder import reranker_for
 
     if args.depth < 1:
         raise ValueError(f"--depth must be at least 1, got {args.depth}.")
-    reranker = MonoElectra(
+    reranker = reranker_for(
         args.model,
         revision=args.revision,
         local_files_only=args.local_files_only,
@@ -249,7 +249,7 @@ def _rerank(args: argparse.Namespace) -> None:
         with_text = join_text(run, loader)
         run = run.assign(**{args.text_field: with_text["text"]})
     reranked = reranker.transform(run)
-    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag="monoelectra")
+    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag=reranker.schematic["label"].lower())
     print(f"{args.output}: {len(reranked)} rows for {reranked['qid'].nunique()} queries, by {reranker!r}")
 
 
@@ -263,7 +263,7 @@ def _dataset_of(run: str, given: GivenRun, options: str) -> Any:
     return given.dataset
 
 
-def _rerank_on_ray(args: argparse.Namespace, reranker: MonoElectra, given: GivenRun) -> None:
+def _rerank_on_ray(args: argparse.Namespace, reranker: CrossEncoderReRanker, given: GivenRun) -> None:
     from .scale import estimate_rerank, rerank_dataset
 
     text = args.text or args.dataset or _dataset_of(args.run, given, "--text or --dataset")
@@ -318,8 +318,8 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _system(args: argparse.Namespace, source: str) -> Any:
     """A run's name as it is; a model, which may carry a revision, as a re-ranker on the device that was asked for."""
-    from .reranker import MonoElectraReRanker
     from .runs.given import GivenRun, ranker_of
+    from .set_encoder import reranker_for
 
     if "{task}" in source:
         return source
@@ -328,7 +328,7 @@ def _system(args: argparse.Namespace, source: str) -> Any:
     if isinstance(ranker, GivenRun):
         return source
     options = {"device": args.device, "dtype": args.dtype, "local_files_only": args.local_files_only}
-    return MonoElectraReRanker(model, revision=revision or None, **options)
+    return reranker_for(model, revision=revision or None, **options)
 
 
 def _named(argument: str) -> tuple[str, str]:
