@@ -1,7 +1,7 @@
 """A cascade: BM25, monoELECTRA on its top, and a Set-Encoder on the top 10 of that, which sees them together.
 
 Runs offline. No set encoder ships with the package, so a small one is distilled from the demo checkpoint first, which
-shows how it is done; on thirty lists it learns to copy its teacher, not to surpass it. For real work:
+shows how it is done; on so few lists it learns to copy its teacher, not to surpass it. For real work:
 ``bm25 >> MonoElectra("webis/monoelectra-base") % 20 >> SetEncoderReRanker("webis/set-encoder-base")``.
 """
 
@@ -20,7 +20,7 @@ monoelectra = MonoElectra("rankdistillm:demo", doc_length=64)
 
 student = Checkpoint.open("rankdistillm:demo").as_set_encoder(depth=10, extra_token_seed=42)
 distilled = Distillation(
-    student, teacher=monoelectra, depth=10, steps=30, batch_size=4, learning_rate=1e-4, doc_length=64
+    student, teacher=monoelectra, depth=10, steps=12, batch_size=4, learning_rate=1e-4, doc_length=64
 )
 (bm25 >> distilled).fit(train, None)
 folder = distilled.reranker.save(tempfile.mkdtemp())  # Lightning IR's format

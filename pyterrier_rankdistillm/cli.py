@@ -202,13 +202,14 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _rerank(args: argparse.Namespace) -> None:
     from . import runs
+    from .reranker import MonoElectra
     from .runs.given import contradiction, run_of, texts_of, topics_of
     from .runs.text import join_queries, join_text
-    from .set_encoder import reranker_for
+    from .set_encoder import of_its_kind
 
     if args.depth < 1:
         raise ValueError(f"--depth must be at least 1, got {args.depth}.")
-    reranker = reranker_for(
+    reranker: CrossEncoderReRanker = MonoElectra(
         args.model,
         revision=args.revision,
         local_files_only=args.local_files_only,
@@ -242,6 +243,7 @@ def _rerank(args: argparse.Namespace) -> None:
     if text is None and args.text_field not in run.columns:
         text = _dataset_of(args.run, given, "--text or --dataset")
     loader = None if text is None else texts_of(text, who="rerank", argument="--text")
+    reranker = of_its_kind(reranker)
     _ = reranker.scorer  # the model and the device are there
     if topics is not None:
         run = join_queries(run, topics_of(topics, who="rerank", argument="--topics", missing="drop"))
@@ -265,11 +267,13 @@ def _dataset_of(run: str, given: GivenRun, options: str) -> Any:
 
 def _rerank_on_ray(args: argparse.Namespace, reranker: CrossEncoderReRanker, given: GivenRun) -> None:
     from .scale import estimate_rerank, rerank_dataset
+    from .set_encoder import of_its_kind
 
     text = args.text or args.dataset or _dataset_of(args.run, given, "--text or --dataset")
     topics = args.topics or args.dataset or given.dataset
     options: dict[str, Any] = {name: getattr(args, name) for name in ("depth", "num_workers", "address")}
     run = given if args.order is not None else args.run
+    reranker = of_its_kind(reranker)
     if args.dry_run:
         print(estimate_rerank(run, reranker, args.output, text=text, topics=topics, **options))
         return
@@ -280,6 +284,7 @@ def _rerank_on_ray(args: argparse.Namespace, reranker: CrossEncoderReRanker, giv
 def _reproduce(args: argparse.Namespace) -> int:
     from .reproduction import reproduce
     from .runs.atomic import check_writable
+    from .set_encoder import of_its_kind
 
     if args.html is not None:  # before the work, not after it
         require("jinja2", "--html")
@@ -293,6 +298,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         if not name or name in systems:
             raise ValueError(f"--system must be NAME=MODEL with a name of its own, got {name or source!r}.")
         systems[name] = _system(args, source)
+    systems = {name: one if isinstance(one, str) else of_its_kind(one) for name, one in systems.items()}
     result = reproduce(
         args.table,
         systems,
@@ -318,8 +324,8 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _system(args: argparse.Namespace, source: str) -> Any:
     """A run's name as it is; a model, which may carry a revision, as a re-ranker on the device that was asked for."""
+    from .reranker import MonoElectraReRanker
     from .runs.given import GivenRun, ranker_of
-    from .set_encoder import reranker_for
 
     if "{task}" in source:
         return source
@@ -328,7 +334,7 @@ def _system(args: argparse.Namespace, source: str) -> Any:
     if isinstance(ranker, GivenRun):
         return source
     options = {"device": args.device, "dtype": args.dtype, "local_files_only": args.local_files_only}
-    return reranker_for(model, revision=revision or None, **options)
+    return MonoElectraReRanker(model, revision=revision or None, **options)
 
 
 def _named(argument: str) -> tuple[str, str]:

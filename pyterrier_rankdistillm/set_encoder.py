@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from inspect import signature
+from typing import ClassVar, cast
 
 import numpy as np
 import pandas as pd
 
 from .errors import CheckpointError
-from .reranker import CrossEncoderReRanker, MonoElectraReRanker
+from .reranker import CrossEncoderReRanker
 from .scoring.checkpoint import Checkpoint
 from .scoring.folders import locate, read_config
 from .scoring.formats import interaction_of
@@ -104,20 +104,21 @@ class SetEncoderReRanker(CrossEncoderReRanker):
             )
 
 
-def reranker_for(model: str | os.PathLike[str] | Checkpoint, **settings: Any) -> CrossEncoderReRanker:
-    """The re-ranker for a checkpoint of whatever kind: a ``SetEncoderReRanker``, or a ``MonoElectraReRanker``.
+def of_its_kind(reranker: CrossEncoderReRanker) -> CrossEncoderReRanker:
+    """The re-ranker itself, or a ``SetEncoderReRanker`` with its settings where its model is a set encoder.
 
-    Args:
-        model: A hub id (which is downloaded), a folder, or an open checkpoint.
-        settings: The re-ranker's.
+    For models that are given by name, which does not tell what they are. It looks into the checkpoint, which a hub id
+    is downloaded for, but does not open it.
 
     Raises:
         CheckpointError: The checkpoint cannot be found or read.
     """
+    model = reranker.model
     if isinstance(model, Checkpoint):
         sees_lists = model.encoder.sees_lists
     else:
-        found = {name: settings[name] for name in ("revision", "local_files_only") if name in settings}
-        folder, _ = locate(model, **found)
+        folder, _ = locate(model, revision=reranker.revision, local_files_only=reranker.local_files_only)
         sees_lists = interaction_of(read_config(folder), source=str(model)) is not None
-    return (SetEncoderReRanker if sees_lists else MonoElectraReRanker)(model, **settings)
+    if not sees_lists or isinstance(reranker, SetEncoderReRanker):
+        return reranker
+    return SetEncoderReRanker(**{name: getattr(reranker, name) for name in signature(CrossEncoderReRanker).parameters})

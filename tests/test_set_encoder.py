@@ -24,11 +24,13 @@ from pyterrier_rankdistillm import (
     LongListWarning,
     MonoElectra,
     SetEncoderReRanker,
+    cli,
+    runs,
 )
 from pyterrier_rankdistillm.runs import ScoreCache
 from pyterrier_rankdistillm.scoring.scorer import ListScorer, Scorer
 from pyterrier_rankdistillm.scoring.sets import SetEncoder
-from pyterrier_rankdistillm.set_encoder import reranker_for
+from pyterrier_rankdistillm.set_encoder import of_its_kind
 
 FIXTURE = Path(__file__).parent / "parity" / "set-encoder"  # see parity/make_set_fixture.py
 KINDS = ("with-token", "without-token")
@@ -144,6 +146,27 @@ def test_gradients_flow_from_a_passage_to_the_others(kind: str) -> None:
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_thousand_passages_are_encoded_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    together = SetEncoder.together
+
+    def note(self: SetEncoder, batches: Any) -> torch.Tensor:
+        sizes.append([ids.numel() for ids, _, _ in batches])
+        return together(self, batches)
+
+    monkeypatch.setattr(SetEncoder, "together", note)
+    texts = [f"bread {number} " + "water " * (number % 7) for number in range(1_000)]
+    scores = []
+    for batch_tokens in (None, 10**6):
+        one = reranker(batch_tokens=batch_tokens)
+        with pytest.warns(LongListWarning, match="got 1000 passages"):
+            scores.append(one.rank("bread", texts).sort_values("docno")["score"])
+    (small, (whole,)) = sizes
+    assert max(small) <= 512
+    assert whole >= sum(small)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-5)
+
+
 def test_memory_that_runs_out_halves_the_batches(lists: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     together = SetEncoder.together
 
@@ -241,9 +264,15 @@ def test_each_kind_is_opened_by_its_own_reranker(model: tiny.Tiny) -> None:
         Scorer(Checkpoint.open(FIXTURE / "with-token"), device="cpu")
     with pytest.raises(ValueError, match="Use Scorer"):
         ListScorer(Checkpoint.open(model.folder), device="cpu")
-    assert type(reranker_for(FIXTURE / "with-token")) is SetEncoderReRanker
-    assert type(reranker_for(Checkpoint.open(FIXTURE / "with-token"))) is SetEncoderReRanker
-    assert type(reranker_for(model.folder, device="cpu")) is type(MonoElectra())
+
+
+def test_where_a_model_is_given_by_name_its_kind_is_found_out(model: tiny.Tiny) -> None:
+    named = of_its_kind(MonoElectra(FIXTURE / "with-token", batch_tokens=7, doc_length=9))
+    assert type(named) is SetEncoderReRanker
+    assert (named.batch_tokens, named.doc_length, named.model) == (7, 9, FIXTURE / "with-token")
+    assert type(of_its_kind(MonoElectra(Checkpoint.open(FIXTURE / "with-token")))) is SetEncoderReRanker
+    plain = MonoElectra(model.folder)
+    assert of_its_kind(plain) is plain
 
 
 def test_saved_again_it_scores_the_same(kind: str, lists: pd.DataFrame, tmp_path: Path) -> None:
@@ -334,6 +363,20 @@ def test_heads_that_lightning_ir_does_not_know_do_not_become_set_encoders(checkp
 def test_the_score_cache_refuses_it(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"same score in any list, got SetEncoderReRanker.*other passages"):
         ScoreCache(reranker(), tmp_path)
+
+
+def test_the_command_line_looks_into_the_checkpoint(lists: pd.DataFrame, tmp_path: Path) -> None:
+    runs.write(lists.assign(score=0.0, rank=lists.groupby("qid").cumcount()), tmp_path / "in.parquet")
+    lists[["docno", "text"]].drop_duplicates("docno").to_parquet(tmp_path / "texts.parquet")
+    cli.main(
+        ["rerank", str(tmp_path / "in.parquet"), str(tmp_path / "out.run"), "--model", str(FIXTURE / "with-token"),
+         "--device", "cpu", "--text", str(tmp_path / "texts.parquet")]
+    )  # fmt: skip
+    found = runs.read(tmp_path / "out.run")
+    texts = lists.drop_duplicates("docno").set_index("docno")["text"]
+    expected = reranker()(lists.assign(text=lists["docno"].map(texts)))
+    np.testing.assert_allclose(scores_of(found), scores_of(expected), rtol=0, atol=1e-5)
+    assert "setencoder" in (tmp_path / "out.run").read_text("utf-8")
 
 
 def test_nothing_is_warned_of_where_nothing_is_odd(lists: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import InputError
-from ..reranker import CrossEncoderReRanker
+from ..reranker import CrossEncoderReRanker, MonoElectraReRanker
 from ..runs.atomic import replacing
 from ..runs.files import write
 from ..runs.given import RUN, TOPICS, Texts, Topics, described, names_a_file, run_of, texts_of, topics_of
@@ -19,7 +19,6 @@ from ..runs.rankings import Rankings
 from ..runs.text import join_queries
 from ..scoring.checkpoint import Checkpoint
 from ..scoring.folders import DEMO, looks_like_path
-from ..set_encoder import reranker_for
 from .cluster import import_ray, silence
 
 RayRun = Any
@@ -36,7 +35,7 @@ def reranker_of(model: Model, who: str) -> CrossEncoderReRanker:
     Raises:
         ValueError: It names one GPU of a machine.
     """
-    reranker = model if isinstance(model, CrossEncoderReRanker) else reranker_for(model)
+    reranker = model if isinstance(model, CrossEncoderReRanker) else MonoElectraReRanker(model)
     if str(reranker.device) not in ("None", "cpu", "cuda"):
         raise ValueError(
             f"{who}: device of the re-ranker must be None, 'cpu' or 'cuda', got {str(reranker.device)!r}. "

@@ -120,7 +120,7 @@ class Checkpoint:
     def as_set_encoder(self, *, depth: int = 100, extra_token_seed: int | None = None) -> Checkpoint:
         """The same weights as a Set-Encoder, to start a training from.
 
-        It ranks about as well as chance until it is trained: nothing has learnt to attend to other passages yet.
+        It has to be trained to rank well: nothing in it has learnt to attend to other passages yet.
 
         Args:
             depth: Passages of a list that it is trained with, at most; for longer ones the re-ranker warns.

@@ -25,7 +25,7 @@ from ..runs.records import record
 from ..runs.text import join_text
 from ..scoring.card import public_name
 from ..scoring.checkpoint import Checkpoint
-from ..set_encoder import reranker_for
+from ..set_encoder import of_its_kind
 from .data import Sourced, labelled_data, taught_data
 from .launch import is_main_process, processes
 from .losses import Losses
@@ -277,8 +277,8 @@ class _StudentEstimator(pt.Estimator):
     def _template_for(self, checkpoint: Checkpoint) -> CrossEncoderReRanker:
         """The same, when it is known what the student is, which its name does not tell."""
         template = self._template()
-        by_name = not isinstance(self.student, pt.Transformer)
-        return reranker_for(checkpoint) if by_name and checkpoint.encoder.sees_lists else template
+        sees_lists = checkpoint.encoder.sees_lists
+        return of_its_kind(template.clone(model=checkpoint, revision=None)) if sees_lists else template
 
     def _opened_student(self) -> Checkpoint:
         """The student's checkpoint, with the lengths to train with; its weights must not be changed."""

@@ -76,6 +76,10 @@ def test_whatever_names_it_the_student_becomes_a_set_encoder(
     np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-6)
     np.testing.assert_allclose(scores[0], scores[2], rtol=0, atol=1e-5)
     assert one.reranker.batch_tokens == 100
+    second = Distillation(estimator(folder, **settings), **settings)
+    second.student.fit(toy.TRAIN, toy.QRELS)
+    second.fit(toy.TRAIN, None)
+    assert type(second.reranker) is SetEncoderReRanker
     saved = SetEncoderReRanker(one.reranker.save(tmp_path / "saved"))
     np.testing.assert_allclose(saved(toy.VALID)["score"], one(toy.VALID)["score"], rtol=0, atol=1e-5)
 
