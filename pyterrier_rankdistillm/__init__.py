@@ -18,6 +18,7 @@ from .errors import (
     ReproductionError,
     RunFileError,
     ShardError,
+    TeacherWarning,
     TrainingDataError,
     WorkerError,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "RunFileError",
     "SetEncoderReRanker",
     "ShardError",
+    "TeacherWarning",
     "TrainingDataError",
     "TruncationWarning",
     "WorkerError",

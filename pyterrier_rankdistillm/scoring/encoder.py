@@ -131,12 +131,14 @@ class PairEncoder(nn.Module, ABC):
         head_kind: What its head is called.
         outputs: Rows of the head, 1 or 2.
         sees_lists: Whether a pair's score depends on the other pairs of its query, too; see ``together``.
+        has_new_head: Whether the head was drawn at random, so that scores mean nothing before training.
     """
 
     sees_lists: ClassVar[bool] = False
     config: Any
     head_kind: str
     outputs: int
+    has_new_head: bool = False
 
     @property
     @abstractmethod

@@ -88,6 +88,7 @@ class SetEncoder(CrossEncoder):
                 interaction=interaction,
             )
         made.load_state_dict(weights, assign=True)
+        made.has_new_head = encoder.has_new_head
         return made.eval().requires_grad_(False)
 
     @property
