@@ -112,6 +112,7 @@ def test_a_student_ranks_its_training_lists_better_than_before() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("extra_token_seed", [None, 1])
 def test_the_demo_checkpoint_learns_to_rank_sets(extra_token_seed: int | None) -> None:
     student = Checkpoint.open("rankdistillm:demo").as_set_encoder(extra_token_seed=extra_token_seed)
