@@ -61,6 +61,7 @@ def test_lists_stay_whole_and_layers_are_computed_again(student: Checkpoint, see
     assert not toy.same(toy.weights(whole), student.encoder.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:.*no validation was better than that before:UserWarning")
 @pytest.mark.parametrize("estimator", [FineTuning, Distillation])
 def test_whatever_names_it_the_student_becomes_a_set_encoder(
     estimator: type[FineTuning] | type[Distillation], student: Checkpoint, tmp_path: Path
