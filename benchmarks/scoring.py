@@ -58,6 +58,11 @@ TOLERANCE = 2e-5
 
 def open_scorer(kind: str, checkpoint: str, setting: Any) -> Callable[[list[list[str]]], list[float]]:
     """A function from pairs to scores."""
+    if kind == "ours-sets":
+        from pyterrier_rankdistillm import SetEncoderReRanker
+
+        lists = SetEncoderReRanker(checkpoint, device="cpu", **(setting or {})).scorer
+        return lambda pairs: lists.score_lists(*zip(*by_query(pairs), strict=True)).scores.tolist()
     if kind.startswith("ours"):
         from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
         from pyterrier_rankdistillm.scoring.scorer import Scorer

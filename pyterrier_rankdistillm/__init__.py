@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .runs.kept import KeptWorkWarning
     from .scale import rerank_dataset
     from .scoring.checkpoint import Checkpoint
+    from .set_encoder import LongListWarning, SetEncoderReRanker
     from .training import Distillation, FineTuning
 
 __version__ = version("pyterrier-rankdistillm")
@@ -45,6 +46,7 @@ __all__ = [
     "InputError",
     "KeptWorkError",
     "KeptWorkWarning",
+    "LongListWarning",
     "MonoElectra",
     "MonoElectraReRanker",
     "OrderWarning",
@@ -53,6 +55,7 @@ __all__ = [
     "Reproduction",
     "ReproductionError",
     "RunFileError",
+    "SetEncoderReRanker",
     "ShardError",
     "TeacherWarning",
     "TrainingDataError",
@@ -73,9 +76,11 @@ _HOME = {
     "Distillation": ".training",
     "FineTuning": ".training",
     "KeptWorkWarning": ".runs.kept",
+    "LongListWarning": ".set_encoder",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
     "Reproduction": ".reproduction",
+    "SetEncoderReRanker": ".set_encoder",
     "TruncationWarning": ".reranker",
     "reproduce": ".reproduction",
     "rerank_dataset": ".scale",

@@ -15,7 +15,7 @@ from .errors import OrderWarning
 from .extras import require
 
 if TYPE_CHECKING:
-    from .reranker import MonoElectra
+    from .reranker import CrossEncoderReRanker
     from .runs.given import GivenRun
 
 # What the commands need is imported in them, so that --help and errors in options come without torch being loaded.
@@ -205,10 +205,11 @@ def _rerank(args: argparse.Namespace) -> None:
     from .reranker import MonoElectra
     from .runs.given import contradiction, run_of, texts_of, topics_of
     from .runs.text import join_queries, join_text
+    from .set_encoder import of_its_kind
 
     if args.depth < 1:
         raise ValueError(f"--depth must be at least 1, got {args.depth}.")
-    reranker = MonoElectra(
+    reranker: CrossEncoderReRanker = MonoElectra(
         args.model,
         revision=args.revision,
         local_files_only=args.local_files_only,
@@ -242,6 +243,7 @@ def _rerank(args: argparse.Namespace) -> None:
     if text is None and args.text_field not in run.columns:
         text = _dataset_of(args.run, given, "--text or --dataset")
     loader = None if text is None else texts_of(text, who="rerank", argument="--text")
+    reranker = of_its_kind(reranker)
     _ = reranker.scorer  # the model and the device are there
     if topics is not None:
         run = join_queries(run, topics_of(topics, who="rerank", argument="--topics", missing="drop"))
@@ -249,7 +251,7 @@ def _rerank(args: argparse.Namespace) -> None:
         with_text = join_text(run, loader)
         run = run.assign(**{args.text_field: with_text["text"]})
     reranked = reranker.transform(run)
-    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag="monoelectra")
+    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag=reranker.schematic["label"].lower())
     print(f"{args.output}: {len(reranked)} rows for {reranked['qid'].nunique()} queries, by {reranker!r}")
 
 
@@ -263,13 +265,15 @@ def _dataset_of(run: str, given: GivenRun, options: str) -> Any:
     return given.dataset
 
 
-def _rerank_on_ray(args: argparse.Namespace, reranker: MonoElectra, given: GivenRun) -> None:
+def _rerank_on_ray(args: argparse.Namespace, reranker: CrossEncoderReRanker, given: GivenRun) -> None:
     from .scale import estimate_rerank, rerank_dataset
+    from .set_encoder import of_its_kind
 
     text = args.text or args.dataset or _dataset_of(args.run, given, "--text or --dataset")
     topics = args.topics or args.dataset or given.dataset
     options: dict[str, Any] = {name: getattr(args, name) for name in ("depth", "num_workers", "address")}
     run = given if args.order is not None else args.run
+    reranker = of_its_kind(reranker)
     if args.dry_run:
         print(estimate_rerank(run, reranker, args.output, text=text, topics=topics, **options))
         return
@@ -280,6 +284,7 @@ def _rerank_on_ray(args: argparse.Namespace, reranker: MonoElectra, given: Given
 def _reproduce(args: argparse.Namespace) -> int:
     from .reproduction import reproduce
     from .runs.atomic import check_writable
+    from .set_encoder import of_its_kind
 
     if args.html is not None:  # before the work, not after it
         require("jinja2", "--html")
@@ -293,6 +298,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         if not name or name in systems:
             raise ValueError(f"--system must be NAME=MODEL with a name of its own, got {name or source!r}.")
         systems[name] = _system(args, source)
+    systems = {name: one if isinstance(one, str) else of_its_kind(one) for name, one in systems.items()}
     result = reproduce(
         args.table,
         systems,

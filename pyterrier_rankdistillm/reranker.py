@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from .checks import first_no_text, is_text, is_whole, told, whole
+from .errors import CheckpointError
 from .scoring.checkpoint import Checkpoint, Format
 from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
@@ -146,7 +147,7 @@ class CrossEncoderReRanker(pt.Transformer):
         self.activation = activation
         self.verbose = verbose
         self._opened: tuple[tuple[Any, ...], Checkpoint, Scorer] | None = None
-        self._warned = False
+        self._warned: set[type[Warning]] = set()
         self._check_settings()
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +168,7 @@ class CrossEncoderReRanker(pt.Transformer):
         queries = self._strings(inp, "query")
         texts = self._strings(inp, self.text_field)
         with pt.tqdm(total=len(inp), desc=self.schematic["label"], unit=" pairs", disable=not self.verbose) as bar:
-            scored = self.scorer.score(queries, texts, progress=bar.update)
+            scored = self._scored(inp, queries, texts, bar.update)
         self._check_finite(inp, scored.scores)
         self._warn_of_cuts(scored)
         return ranked(inp, self._activated(scored.scores))
@@ -264,21 +265,37 @@ class CrossEncoderReRanker(pt.Transformer):
             folder = self.save(Path(scratch) / "checkpoint", format=format, model_card=model_card)
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a re-ranker")
-        return str(commit)
+        return commit.commit_url
 
     def __repr__(self) -> str:
         """The settings that differ from their defaults, so that tables and caches tell re-rankers apart."""
-        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        # Of the method, since the class's is that of PyTerrier's __new__ before Python 3.11.4.
+        defaults = {p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()}
         changed = [
             f"{name}={getattr(self, name)!r}"
             for name, default in defaults.items()
-            if name != "model" and getattr(self, name) != default
+            if name not in ("self", "model") and getattr(self, name) != default
         ]
         model = self.model if isinstance(self.model, str | Checkpoint) else os.fspath(self.model)
         return f"{type(self).__name__}({', '.join([repr(model), *changed])})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
+
+    def _scored(
+        self, inp: pd.DataFrame, queries: list[str], texts: list[str], progress: Callable[[int], object]
+    ) -> Scored:
+        """Scores in the order of the rows of ``inp``."""
+        del inp  # a pair's score is its own
+        return self.scorer.score(queries, texts, progress=progress)
+
+    def _scorer_of(self, checkpoint: Checkpoint) -> Scorer:
+        if checkpoint.encoder.sees_lists:
+            raise CheckpointError(
+                f"{type(self).__name__}: {checkpoint.source} is a set encoder, which scores the passages of a query "
+                f"together. Open it with SetEncoderReRanker."
+            )
+        return Scorer(checkpoint, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens)
 
     def _named(self, model: str | os.PathLike[str] | Checkpoint | None) -> str | os.PathLike[str] | Checkpoint:
         if model is None:
@@ -301,8 +318,7 @@ class CrossEncoderReRanker(pt.Transformer):
             else:
                 checkpoint = Checkpoint.open(self.model, revision=self.revision, local_files_only=self.local_files_only)
             checkpoint = checkpoint.with_lengths(query=self.query_length, doc=self.doc_length)
-            scorer = Scorer(checkpoint, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens)
-            self._opened = (self._opening(), checkpoint, scorer)
+            self._opened = (self._opening(), checkpoint, self._scorer_of(checkpoint))
         return self._opened[1:]
 
     def _check_settings(self) -> None:
@@ -394,9 +410,8 @@ class CrossEncoderReRanker(pt.Transformer):
         )
 
     def _warn_of_cuts(self, scored: Scored) -> None:
-        if self._warned or not (scored.query_cuts or scored.doc_cuts):
+        if not (scored.query_cuts or scored.doc_cuts):
             return
-        self._warned = True
         lengths = self.checkpoint.tokenizer.lengths
         cuts = [
             f"{number / scored.distinct:.1%} of the {what} (beyond {limit} tokens)"
@@ -412,12 +427,17 @@ class CrossEncoderReRanker(pt.Transformer):
         if scored.doc_cuts:
             sliding = f"pt.text.sliding(text_attr={self.text_field!r}, prepend_attr=None)"
             remedies.append(f"Score long documents by their passages: {sliding} >> ... >> pt.text.max_passage().")
-        warnings.warn(
-            f"{type(self).__name__} cut {' and '.join(cuts)} in {scored.distinct} pairs. {' '.join(remedies)} This is "
-            f"said once per transformer.",
+        self._warn_once(
             TruncationWarning,
-            stacklevel=3,
+            f"cut {' and '.join(cuts)} in {scored.distinct} pairs. {' '.join(remedies)}",
+            stacklevel=4,
         )
+
+    def _warn_once(self, category: type[Warning], what: str, *, stacklevel: int) -> None:
+        if category not in self._warned:
+            self._warned.add(category)
+            message = f"{type(self).__name__} {what} This is said once per transformer."
+            warnings.warn(message, category, stacklevel=stacklevel)
 
     def _activated(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.activation is None:

@@ -189,7 +189,6 @@ def test_lengths_that_exceed_the_positions_are_an_error(copied: Copied) -> None:
         {"model_type": "t5", "architectures": ["T5ForSequenceClassification"]},
         {"model_type": "bart", "architectures": ["BartForSequenceClassification"]},
         {"model_type": "mono", "backbone_model_type": "t5", "architectures": ["MonoT5Model"]},
-        {"model_type": "set-encoder", "architectures": ["SetEncoderElectraModel"]},
         {"model_type": ["electra"], "architectures": None},
         {"model_type": None, "architectures": None},
     ],

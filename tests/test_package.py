@@ -118,13 +118,14 @@ ROOMS = {
     **dict.fromkeys(GROUND, ()),
     "scoring": (),
     "reranker": ("scoring",),
-    "runs": ("reranker", "scoring"),
+    "set_encoder": ("reranker", "scoring"),
+    "runs": ("reranker", "scoring", "set_encoder"),
     "demo": ("reranker", "runs", "scoring"),
     "datasets": ("demo", "runs"),
-    "training": ("datasets", "reranker", "runs", "scoring"),
+    "training": ("datasets", "reranker", "runs", "scoring", "set_encoder"),
     "reproduction": ("datasets", "reranker", "runs", "scoring"),
-    "scale": ("reranker", "runs", "scoring"),
-    "cli": ("datasets", "demo", "reranker", "runs", "scale", "scoring", "reproduction", "training"),
+    "scale": ("reranker", "runs", "scoring", "set_encoder"),
+    "cli": ("datasets", "demo", "reranker", "runs", "scale", "scoring", "set_encoder", "reproduction", "training"),
 }
 """What a room (a folder, or a file of its own) may import of ours, beside itself."""
 

@@ -58,7 +58,7 @@ class Cell:
     """A published value: nDCG@10.
 
     Args:
-        source: ``"paper"``, or ``"readme"``: the model zoos of its two repositories.
+        source: ``"paper"``, or ``"readme"``: the model zoos of its two repositories, and the set encoders' cards.
         system: The table's row.
         setting: First stage and task (``"bm25/trec-dl-2019"``), corpus, or a mean.
         value: The value, with the digits that were published.

@@ -56,6 +56,7 @@ class ScoreCache(pt.Transformer):
     Raises:
         ImportError: pyterrier-caching is not installed.
         TypeError: It is not a ``CrossEncoderReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
+            Or it is a ``SetEncoderReRanker``, whose scores are not a pair's own.
         InUseError: From the first rows on: another process has this model's cache.
         OSError: From the first rows on: the cache cannot be read or written.
     """
@@ -64,11 +65,18 @@ class ScoreCache(pt.Transformer):
 
     def __init__(self, reranker: CrossEncoderReRanker, folder: str | os.PathLike[str]) -> None:
         from ..reranker import CrossEncoderReRanker  # loads torch, which reading and writing runs does without
+        from ..set_encoder import SetEncoderReRanker  # the same
 
         if not isinstance(reranker, CrossEncoderReRanker):
             raise TypeError(
                 f"ScoreCache: reranker must be a MonoElectraReRanker or another CrossEncoderReRanker, whose model "
                 f"it can tell, got {reranker!r}. Use pyterrier_caching.ScorerCache for others."
+            )
+        if isinstance(reranker, SetEncoderReRanker):
+            raise TypeError(
+                f"ScoreCache: reranker must give a (query, text) pair the same score in any list, got {reranker!r}, "
+                f"whose scores depend on the query's other passages. Use it without a cache; or keep its run: "
+                f"runs.write."
             )
         _caching()
         self.reranker = reranker

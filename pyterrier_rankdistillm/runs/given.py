@@ -475,6 +475,7 @@ def ranker_of(given: Any, *, who: str, argument: str, order: Order | None = None
     """
     from ..reranker import MonoElectraReRanker  # loads torch, which reading and writing runs does without
     from ..scoring.checkpoint import Checkpoint  # the same
+    from ..set_encoder import of_its_kind  # the same
 
     door = Door(who, argument, RANKER)
     if isinstance(given, pt.Transformer):
@@ -482,7 +483,7 @@ def ranker_of(given: Any, *, who: str, argument: str, order: Order | None = None
     if isinstance(given, pd.DataFrame):
         return GivenRun(given, door, order)
     if isinstance(given, Checkpoint):
-        return MonoElectraReRanker(given)
+        return of_its_kind(MonoElectraReRanker(given))
     if not isinstance(given, str | os.PathLike):
         raise door.refuse(given)
     is_model = Path(given).expanduser().is_dir() or os.fspath(given) == f"{PREFIX}demo"

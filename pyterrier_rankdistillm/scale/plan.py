@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..checks import is_whole, whole
+from ..reranker import CrossEncoderReRanker
 from ..runs.download import md5_of
 from ..runs.files import check_target
 from ..runs.given import Texts, Topics
@@ -22,6 +23,7 @@ from ..runs.kinds import frame
 from ..runs.records import describe, frame_digest, model_identity
 from ..runs.shards import Shard, folder_of
 from ..scoring.checkpoint import Checkpoint
+from ..set_encoder import of_its_kind
 from .cluster import Workers, nodes, share
 from .inputs import Model, RayRun, queries_of, rankings_of, reranker_of, run_file_of, text_of
 from .workers import Job
@@ -99,6 +101,8 @@ def planned(
         found = text_of(text, folder, who)
         queries = queries_of(rankings, order, topics, text, who)
         asked = pd.DataFrame({"qid": [qids[n] for n in order], "query": queries, "position": order})
+        if not isinstance(model, CrossEncoderReRanker):
+            reranker = of_its_kind(reranker)
         identity = model_identity(reranker.clone(device="cpu"))  # the driver need not have a GPU
         if not isinstance(reranker.model, Checkpoint):
             reranker = reranker.clone(revision=identity["revision"])  # the same for all workers

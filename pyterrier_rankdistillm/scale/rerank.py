@@ -58,8 +58,8 @@ def rerank_dataset(
         run: The first stage's run: a file as for ``runs.read_parts`` (the rows of a query together), a published run
             (``"rankdistillm:colbert"``), or a ``ray.data.Dataset`` with the columns qid, docno and score (and rank,
             query), which Ray sorts first.
-        model: A ``MonoElectra``, or a hub id or folder for one. Give a model by name rather than as an open
-            ``Checkpoint``, whose weights are copied to each machine.
+        model: A ``MonoElectra`` or another re-ranker of this package, or a hub id or folder for one. Give a model by
+            name rather than as an open ``Checkpoint``, whose weights are copied to each machine.
         output: Run file to write; the suffix decides the format, as in ``runs.write``.
         text: The source of the passages, fetched shard by shard: a dataset (``"msmarco-passage"``), any text loader, or
             a Parquet file with docno and text, see ``ParquetText``.
@@ -94,6 +94,7 @@ def rerank_dataset(
         connected(address, who),
         planned(run, model, path, text, topics, depth, shard_size, num_workers, who, reuse) as plan,
     ):
+        label = plan.job.reranker.schematic["label"]
         done = completed(path, plan.work)
         if done is not None:
             plan.work.warn()
@@ -102,7 +103,7 @@ def rerank_dataset(
         shards = Shards(folder_of(path), qids, size=size, work=plan.work, suffix=".parquet")
         shards.forget_beginnings()
         pending = shards.pending()
-        with pt.tqdm(total=len(qids), unit=" queries", desc="MonoElectra", disable=not verbose) as bar:
+        with pt.tqdm(total=len(qids), unit=" queries", desc=label, disable=not verbose) as bar:
             bar.update(len(qids) - sum(len(shard.qids) for shard in pending))
             rows = [plan.row(shard) for shard in pending]
             folder = ShardFolder(shards.folder, shards.suffix)
@@ -111,4 +112,4 @@ def rerank_dataset(
                     bar.update(queries)
             finally:
                 shards.ended(("text",))
-        return MadeRun(path, shards.complete(path, plan.settings, tag="monoelectra"))
+        return MadeRun(path, shards.complete(path, plan.settings, tag=label.lower()))

@@ -25,6 +25,7 @@ from ..runs.rankings import Rankings
 from ..runs.records import versions
 from ..runs.shards import Shard, ShardFolder
 from ..runs.text import join_text
+from ..set_encoder import LongListWarning
 from .cluster import Workers, import_ray, silence
 
 ATTEMPTS = 3
@@ -79,12 +80,12 @@ class Answer:
     Args:
         value: The result of ``do``.
         error: The error, if there was one, as a call in this process would raise it.
-        truncation: The re-ranker's warning that texts were truncated, if it gave one.
+        told: The re-ranker's warnings of truncated texts and of long lists, if it gave any.
     """
 
     value: Any = None
     error: Exception | None = None
-    truncation: str | None = None
+    told: tuple[Warning, ...] = ()
 
 
 class Worker:
@@ -117,14 +118,15 @@ class Worker:
         error: Exception | None = None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
-            warnings.simplefilter("always", TruncationWarning)
+            for category in _TOLD:
+                warnings.simplefilter("always", category)
             try:
                 with self._alive(shard):
                     value = self.do(shard, batch["positions"][0].tolist(), list(batch["queries"][0]))
             except Exception as raised:  # the driver raises it, whatever it is
                 error = _portable(raised)
-        truncation = next((str(warning.message) for warning in caught), None)
-        return {"answer": [pickle.dumps(Answer(value, error, truncation))]}
+        told = tuple(warning.message for warning in caught if isinstance(warning.message, _TOLD))
+        return {"answer": [pickle.dumps(Answer(value, error, told))]}
 
     def do(self, shard: Shard, positions: list[int], queries: list[str]) -> Any:
         """Does the work of a shard."""
@@ -154,6 +156,7 @@ class Worker:
 
 
 _PULSE = ".pulse"
+_TOLD = (TruncationWarning, LongListWarning)
 
 
 class ReRanker(Worker):
@@ -193,7 +196,7 @@ class ReRanker(Worker):
 def over_workers(
     worker: type[Worker], job: Job, rows: list[dict[str, Any]], workers: Workers, pulse: Path, **arguments: Any
 ) -> Iterator[Any]:
-    """The workers' answers, as they arrive. Errors are raised; truncated texts are warned of once.
+    """The workers' answers, as they arrive. Errors are raised; of truncated texts and long lists is warned once.
 
     Args:
         worker: The class of the workers.
@@ -209,7 +212,7 @@ def over_workers(
     ray = import_ray()
     if not rows:
         return
-    warned = False
+    warned: set[type[Warning]] = set()
     with silence():
         # One block per shard, so that any worker can take any shard, and also that of a dead worker. Ray Data repeats
         # this without limit, since it cannot find out why a worker died, so shards count how often they are begun.
@@ -234,9 +237,10 @@ def over_workers(
                 answer: Answer = pickle.loads(row["answer"])
                 if answer.error is not None:
                     raise answer.error
-                if answer.truncation is not None and not warned:
-                    warned = True
-                    warnings.warn(answer.truncation, TruncationWarning, stacklevel=3)
+                for warning in answer.told:
+                    if type(warning) not in warned:
+                        warned.add(type(warning))
+                        warnings.warn(warning, stacklevel=3)
                 yield answer.value
         except ray.exceptions.RayError as error:
             first = next((line for line in str(error).splitlines() if line.strip()), "")

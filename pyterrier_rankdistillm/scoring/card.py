@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def public_name(source: str) -> str:
@@ -16,21 +16,39 @@ def public_name(source: str) -> str:
     return path.name if is_path else source
 
 
-def card(*, title: str, source: str, lengths: str, notes: str, format: str, record: Mapping[str, Any] | None) -> str:  # noqa: A002
+class _Kind(NamedTuple):
+    title: str
+    tags: list[str]
+    reranker: str
+    method: str
+
+
+_RANK_DISTILLM = "Rank-DistiLLM (Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920)"
+_SET_ENCODER = "Set-Encoder (Schlatt et al., ECIR 2025, https://arxiv.org/abs/2404.06912)"
+_TAGS = ["cross-encoder", "monoelectra"]
+_KINDS = {
+    "monoelectra": _Kind("A monoELECTRA passage re-ranker", _TAGS, "CrossEncoderReRanker", _RANK_DISTILLM),
+    "cross-encoder": _Kind("A cross-encoder passage re-ranker", _TAGS, "CrossEncoderReRanker", _RANK_DISTILLM),
+    "set-encoder": _Kind("A Set-Encoder passage re-ranker", ["set-encoder"], "SetEncoderReRanker", _SET_ENCODER),
+}
+
+
+def card(kind: str, *, source: str, lengths: str, notes: str, format: str, record: Mapping[str, Any] | None) -> str:  # noqa: A002
     """The text of ``README.md``.
 
     Args:
-        title: What the model is.
+        kind: What the model is: ``"monoelectra"``, another ``"cross-encoder"``, or a ``"set-encoder"``.
         source: Where its weights came from.
         lengths: What it reads of a query and a passage.
         notes: What else a user has to know; may be empty.
         format: Whose format the files have.
         record: How it was trained, as in ``record.json``, if it was.
     """
+    title, tags, reranker, method = _KINDS[kind]
     header: dict[str, Any] = {
         "library_name": "pyterrier-rankdistillm",
         "pipeline_tag": "text-ranking",
-        "tags": ["cross-encoder", "monoelectra"],
+        "tags": tags,
     }
     training = None if record is None else record.get("training")
     results = _results(title, training or {})
@@ -41,10 +59,10 @@ def card(*, title: str, source: str, lengths: str, notes: str, format: str, reco
     parts = [
         f"---\n{lines}---\n\n# {title}\n\nWeights from: {source}.\n\n{lengths}\n",
         notes,
-        "```python\nfrom pyterrier_rankdistillm import CrossEncoderReRanker\n\n"
-        'pipeline = first_stage >> CrossEncoderReRanker("this/folder")\n```\n',
+        f"```python\nfrom pyterrier_rankdistillm import {reranker}\n\n"
+        f'pipeline = first_stage >> {reranker}("this/folder")\n```\n',
         "" if training is None else _training(training, record or {}),
-        f"Format: {format}. Method: Rank-DistiLLM (Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920).\n",
+        f"Format: {format}. Method: {method}.\n",
     ]
     return "\n".join(part for part in parts if part)
 

@@ -13,13 +13,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import is_whole
 from ..errors import CheckpointError
 from ..scratch import replacing_folder
 from . import writing
 from .card import card, public_name
-from .encoder import PairEncoder
+from .encoder import CrossEncoder, PairEncoder
 from .folders import RECORD, SentenceTransformer, locate, read_config, read_record, read_weights
 from .formats import build_encoder, lengths_of
+from .sets import BACKBONES, Interaction, SetEncoder
 from .tokenizer import PairTokenizer
 
 Format = Literal["lightning-ir", "transformers"]
@@ -58,10 +60,11 @@ class Checkpoint:
     ) -> Checkpoint:
         """Opens a checkpoint folder, a Hugging Face hub id, or ``"rankdistillm:demo"``.
 
-        Reads Lightning IR's format, ports of it with other names for the head, ``...ForSequenceClassification`` with
-        one or two labels, and Sentence Transformers' cross-encoders (plain, or Transformer, Pooling and Dense), each
-        in one or several safetensors files. ``pytorch_model.bin`` is read only where there is no safetensors file, and
-        then without unpickling objects. A checkpoint that is open somewhere in this process shares its weights.
+        Reads Lightning IR's formats (``mono`` and ``set-encoder``), ports of it with other names for the head,
+        ``...ForSequenceClassification`` with one or two labels, and Sentence Transformers' cross-encoders (plain, or
+        Transformer, Pooling and Dense), each in one or several safetensors files. ``pytorch_model.bin`` is read only
+        where there is no safetensors file, and then without unpickling objects. A checkpoint that is open somewhere in
+        this process shares its weights.
 
         Args:
             model: Folder, hub id, or ``"rankdistillm:demo"``.
@@ -92,7 +95,8 @@ class Checkpoint:
         )
         try:
             lengths = lengths_of(config, encoder.positions, [])
-            tokenizer = PairTokenizer.from_folder(folder, lengths, rows=encoder.vocab_size)
+            extra = isinstance(encoder, SetEncoder) and encoder.interaction.extra_token
+            tokenizer = PairTokenizer.from_folder(folder, lengths, rows=encoder.vocab_size, interaction=extra)
             stated = [tokenizer.config.get("model_max_length"), None if modules is None else modules.longest]
             tokenizer = tokenizer.with_lengths(lengths_of(config, encoder.positions, stated))
         except (ValueError, FileNotFoundError) as error:
@@ -113,6 +117,38 @@ class Checkpoint:
         lengths = replace(old, query=query or old.query, doc=doc or old.doc)
         return replace(self, tokenizer=self.tokenizer.with_lengths(lengths))
 
+    def as_set_encoder(self, *, depth: int = 100, extra_token_seed: int | None = None) -> Checkpoint:
+        """The same weights as a Set-Encoder, to start a training from.
+
+        It has to be trained to rank well: nothing in it has learnt to attend to other passages yet.
+
+        Args:
+            depth: Passages of a list that it is trained with, at most; for longer ones the re-ranker warns.
+            extra_token_seed: Gives pairs a token of its own, [INT], whose vector the other passages see; its embedding
+                is drawn from this seed. None: they see [CLS]'s.
+
+        Raises:
+            ValueError: A setting is out of range, or there is no set encoder of such an encoder: it has to be ELECTRA
+                or BERT, with a linear head (or with BERT's own).
+        """
+        if not is_whole(depth, least=1):
+            raise ValueError(f"Checkpoint.as_set_encoder: depth must be a whole number, at least 1, got {depth!r}.")
+        encoder = self.encoder
+        plain = isinstance(encoder, CrossEncoder) and not encoder.sees_lists and writing.fits_lightning_ir(encoder)
+        if not isinstance(encoder, CrossEncoder) or not plain or encoder.config.model_type not in BACKBONES:
+            raise ValueError(
+                f"Checkpoint.as_set_encoder: the checkpoint must be an ELECTRA or BERT that scores passages one by "
+                f"one, with a linear head or BERT's own, got {self!r} ({encoder.config.model_type}, "
+                f"{encoder.head_kind} head). Open a backbone with new_head_seed, or drop_head."
+            )
+        interaction = Interaction(int(depth), extra_token=extra_token_seed is not None)
+        if extra_token_seed is None:
+            return replace(self, encoder=SetEncoder.of(encoder, interaction))
+        tokenizer = self.tokenizer.with_interaction()
+        token = tokenizer.template.before[interaction.position]
+        made = SetEncoder.of(encoder, interaction, token=token, seed=extra_token_seed)
+        return replace(self, encoder=made, tokenizer=tokenizer)
+
     def save(
         self,
         folder: str | os.PathLike[str],
@@ -126,8 +162,9 @@ class Checkpoint:
 
         Args:
             folder: Where to; must not exist, be empty, or hold a checkpoint, which is replaced.
-            format: ``"lightning-ir"``, for Lightning IR (0.0.6); ``"transformers"``, for transformers and Sentence
-                Transformers with equal scores: ``...ForSequenceClassification`` where the head can be written so, else
+            format: ``"lightning-ir"``, for Lightning IR (0.0.6), the only one that holds set encoders;
+                ``"transformers"``, for transformers and Sentence Transformers with equal scores:
+                ``...ForSequenceClassification`` where the head can be written so, else
                 Sentence Transformers' modules. It cuts pairs at one length, the sum of the two where there are two: a
                 pair of which one side is longer than its length scores otherwise there. Default: Lightning IR's for
                 linear heads, transformers' for others.
@@ -174,8 +211,9 @@ class Checkpoint:
                 "query nor the passage is longer than that.\n"
             )
         electra = self.encoder.config.model_type == "electra"
+        kind = "set-encoder" if self.encoder.sees_lists else "monoelectra" if electra else "cross-encoder"
         return card(
-            title="A monoELECTRA passage re-ranker" if electra else "A cross-encoder passage re-ranker",
+            kind,
             source=public_name(self.source) + (f" at revision {self.revision}" if self.revision else ""),
             lengths=f"Input: query ({cut(lengths.query)}) and passage ({cut(lengths.doc)}). Output: one raw logit, "
             "higher is more relevant; compare logits of one query only.",

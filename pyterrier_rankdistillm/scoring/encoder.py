@@ -9,9 +9,9 @@ names of the weights of ELECTRA and of Lightning IR; ``formats`` has the tables 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,13 @@ class LinearMap(NamedTuple):
     activation: str | None
 
 
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""Token ids, token types and mask, as ``PairEncoder.forward`` takes them."""
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of some positions, each of shape (batch or 1, heads, positions, hidden / heads)."""
+
+
 class PairEncoder(nn.Module, ABC):
     """What scoring, training and saving know of a cross-encoder: token ids, types and mask in, logits out.
 
@@ -123,9 +130,11 @@ class PairEncoder(nn.Module, ABC):
         config: Its shape.
         head_kind: What its head is called.
         outputs: Rows of the head, 1 or 2.
+        sees_lists: Whether a pair's score depends on the other pairs of its query, too; see ``together``.
         has_new_head: Whether the head was drawn at random, so that scores mean nothing before training.
     """
 
+    sees_lists: ClassVar[bool] = False
     config: Any
     head_kind: str
     outputs: int
@@ -165,6 +174,17 @@ class PairEncoder(nn.Module, ABC):
         Returns:
             float32 logits, shape (batch,).
         """
+
+    def together(self, batches: Sequence[Batch]) -> Tensor:
+        """Scores several batches; where the encoder ``sees_lists``, they are one query's list.
+
+        Args:
+            batches: Each as for ``forward``; they are padded to different lengths.
+
+        Returns:
+            float32 logits in the order of the batches, shape (pairs,).
+        """
+        return torch.cat([self(*batch) for batch in batches])
 
     @abstractmethod
     def on(self, device: torch.device) -> PairEncoder:
@@ -253,15 +273,10 @@ class CrossEncoder(PairEncoder):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Scores a batch; see ``PairEncoder.forward``."""
-        hidden = self.embeddings(input_ids, token_type_ids)  # (B, T, E)
-        if self.config.embedding_size != self.config.hidden_size:
-            hidden = self.embeddings_project(hidden)  # (B, T, H)
         mask = None if attention_mask is None else attention_mask.bool()
+        hidden = self._embedded(input_ids, token_type_ids)  # (B, T, H)
         hidden = self.encoder(hidden, None if mask is None else mask[:, None, None, :])  # (B, H) or (B, T, H)
-        # Pooling and head run in float32 under autocast too: half precision would collapse close scores into ties.
-        with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.float()
-            return self._score(hidden if self.pooling == "first" else pooled(hidden, mask, self.pooling))
+        return self._scored(hidden, mask)
 
     def on(self, device: torch.device) -> CrossEncoder:
         """A twin for scoring; see ``PairEncoder.on``."""
@@ -314,10 +329,22 @@ class CrossEncoder(PairEncoder):
             log_probability=self.log_probability,
         )
 
-    def _score(self, vectors: Tensor) -> Tensor:
-        head = self.linear if self.head_kind == "linear" else self.classifier
-        logits: Tensor = head(vectors)  # (B, outputs)
-        return logits.log_softmax(dim=-1)[:, 1] if self.log_probability else logits[:, -1]
+    def _embedded(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """The input of the first layer, shape (B, T, H)."""
+        hidden = self.embeddings(input_ids, token_type_ids)  # (B, T, E)
+        if self.config.embedding_size != self.config.hidden_size:
+            hidden = self.embeddings_project(hidden)
+        return hidden
+
+    def _scored(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """The logits, shape (B,), of what the layers gave: (B, H) of the first position, or (B, T, H) of all."""
+        # Pooling and head run in float32 under autocast too: half precision would collapse close scores into ties.
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            vectors = hidden if self.pooling == "first" else pooled(hidden, mask, self.pooling)  # (B, H)
+            head = self.linear if self.head_kind == "linear" else self.classifier
+            logits: Tensor = head(vectors)  # (B, outputs)
+            return logits.log_softmax(dim=-1)[:, 1] if self.log_probability else logits[:, -1]
 
 
 def pooled(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
@@ -377,17 +404,29 @@ class _Encoder(nn.Module):
         self.recompute = False  # in training: compute layers again for the gradient rather than keep them in memory
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        for layer in self.layer[:-1]:
-            hidden = self._through(layer, hidden, hidden, mask)  # (B, T, H)
-        if self.whole:
-            return self._through(self.layer[-1], hidden, hidden, mask)  # (B, T, H)
-        # Only the first position is read after the last layer, so only it is computed there.
-        return self._through(self.layer[-1], hidden[:, :1], hidden, mask)[:, 0]  # (B, H)
+        for layer in self.layer:
+            hidden = self.through(layer, hidden, mask)
+        return hidden  # (B, T, H) or (B, H)
 
-    def _through(self, layer: nn.Module, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def through(
+        self, layer: nn.Module, hidden: Tensor, mask: Tensor | None, others: KeysValues | None = None
+    ) -> Tensor:
+        """One layer's output, shape (B, T, H), or (B, H) where only the first position is read of it.
+
+        Args:
+            layer: One of ``self.layer``.
+            hidden: Its input, shape (B, T, H).
+            mask: Which positions are attended to, as ``scaled_dot_product_attention`` takes it; None: all.
+            others: Further positions to attend to, after those of ``hidden``.
+        """
+        # Only the first position is read after the last layer, so only it is computed there.
+        first_only = layer is self.layer[-1] and not self.whole
+        queries = hidden[:, :1] if first_only else hidden
         if self.recompute and torch.is_grad_enabled():
-            return recomputed(layer, queries, hidden, mask, use_reentrant=False)
-        return layer(queries, hidden, mask)
+            output = recomputed(layer, queries, hidden, mask, others, use_reentrant=False)
+        else:
+            output = layer(queries, hidden, mask, others)
+        return output[:, 0] if first_only else output
 
 
 class _Layer(nn.Module):
@@ -400,8 +439,8 @@ class _Layer(nn.Module):
         self.output = _ResidualOutput(config, config.intermediate_size)
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        attended = self.attention(queries, hidden, mask)
+    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, others: KeysValues | None = None) -> Tensor:
+        attended = self.attention(queries, hidden, mask, others)
         return self.output(self.activation(self.intermediate.dense(attended)), attended)
 
 
@@ -411,8 +450,8 @@ class _Attention(nn.Module):
         self.self = _SelfAttention(config)
         self.output = _ResidualOutput(config, config.hidden_size)
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        return self.output(self.self(queries, hidden, mask), queries)
+    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, others: KeysValues | None) -> Tensor:
+        return self.output(self.self(queries, hidden, mask, others), queries)
 
 
 class _SelfAttention(nn.Module):
@@ -424,11 +463,18 @@ class _SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def keys_values(self, hidden: Tensor) -> KeysValues:
+        return self._split(self.key(hidden)), self._split(self.value(hidden))
+
+    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, others: KeysValues | None) -> Tensor:
+        keys, values = self.keys_values(hidden)
+        if others is not None:
+            rows = (len(hidden), -1, -1, -1)
+            keys, values = (torch.cat([x, y.expand(rows)], dim=2) for x, y in ((keys, others[0]), (values, others[1])))
         context = F.scaled_dot_product_attention(
             self._split(self.query(queries)),
-            self._split(self.key(hidden)),
-            self._split(self.value(hidden)),
+            keys,
+            values,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )  # (B, heads, Q, H / heads)

@@ -21,9 +21,11 @@ from ..errors import CheckpointError
 from .encoder import CrossEncoder, EncoderConfig, HeadKind, PairEncoder, Pooling
 from .families import FAMILIES, Family
 from .folders import SentenceTransformer, listed
+from .sets import BACKBONES, Interaction, SetEncoder
 from .tokenizer import Lengths
 
-_LIGHTNING_IR = ("mono", "cross-encoder")  # model_type as 0.0.6 writes it, and as on the hub
+_SETS = "set-encoder"
+_LIGHTNING_IR = ("mono", "cross-encoder", _SETS)  # model_type as 0.0.6 writes it, and "cross-encoder" on the hub
 _SIZES = (
     "vocab_size",
     "embedding_size",
@@ -81,6 +83,22 @@ def family_of(config: Mapping[str, Any]) -> str | None:
     return "electra" if is_lightning_ir(config) and any("Electra" in str(name) for name in named) else None
 
 
+def interaction_of(config: Mapping[str, Any], *, source: str) -> Interaction | None:
+    """How the passages of a query see each other; None: they do not.
+
+    Raises:
+        CheckpointError: A setting has a value that it cannot have.
+    """
+    if config.get("model_type") != _SETS:
+        return None
+    depth, extra_token = config.get("depth", Interaction.depth), config.get("add_extra_token", False)
+    if not is_size(depth):
+        raise CheckpointError(f"{source}: depth must be a whole number of at least 1, got {depth!r} in config.json.")
+    if not isinstance(extra_token, bool):
+        raise CheckpointError(f"{source}: add_extra_token must be true or false, got {extra_token!r} in config.json.")
+    return Interaction(depth, extra_token)
+
+
 def build_encoder(
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],
@@ -104,6 +122,12 @@ def build_encoder(
         CheckpointError: The weights are not those of a cross-encoder of the configured sizes.
     """
     name = family_of(config)
+    interaction = interaction_of(config, source=source)
+    if interaction is not None and name not in BACKBONES:
+        raise CheckpointError(
+            f"{source}: backbone_model_type of a set encoder must be one of {', '.join(BACKBONES)}, got "
+            f"{config.get('backbone_model_type')!r} in config.json."
+        )
     if name is None:
         from .automodel import TransformersEncoder  # loads transformers, which the written-out encoder does without
 
@@ -137,9 +161,12 @@ def build_encoder(
     if complaints:
         raise CheckpointError(f"{source} cannot be opened as a re-ranker: {'; '.join(complaints)}.")
     assert head is not None
+    made: dict[str, Any] = {"pooling": head.pooling, "log_probability": head.log_probability}
     with torch.device("meta"):
-        encoder = CrossEncoder(
-            shape, head.kind, head.outputs, head.bias, pooling=head.pooling, log_probability=head.log_probability
+        encoder = (
+            CrossEncoder(shape, head.kind, head.outputs, head.bias, **made)
+            if interaction is None
+            else SetEncoder(shape, head.kind, head.outputs, head.bias, **made, interaction=interaction)
         )
     # The file's own tensors become the parameters: no second copy of the weights.
     ours = {name: weights[name] for name in backbone} | dict(head.weights)

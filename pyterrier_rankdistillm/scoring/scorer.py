@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import onednn
 from .batching import plan_batches
 from .checkpoint import Checkpoint
-from .encoder import CrossEncoder, PairEncoder
+from .encoder import Batch, CrossEncoder, PairEncoder
 from .tokenizer import Pair, Tokens
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -68,7 +68,8 @@ class Scorer:
         batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
 
     Raises:
-        ValueError: torch does not know the device, it is not available, or it cannot compute in int8.
+        ValueError: torch does not know the device, it is not available, or it cannot compute in int8; or the encoder
+            scores the passages of a query together.
     """
 
     def __init__(
@@ -79,6 +80,11 @@ class Scorer:
         dtype: Precision = "float32",
         batch_tokens: int | None = None,
     ) -> None:
+        if checkpoint.encoder.sees_lists != isinstance(self, ListScorer):
+            own = "ListScorer" if checkpoint.encoder.sees_lists else "Scorer"
+            raise ValueError(
+                f"{type(self).__name__}: checkpoint must be of the other kind, got {checkpoint}. Use {own}."
+            )
         self.device = resolve_device(device)
         self.encoder = _scoring_encoder(checkpoint, self.device, dtype)
         self.tokenizer = checkpoint.tokenizer
@@ -105,7 +111,9 @@ class Scorer:
         repeats = np.bincount(inverse, minlength=len(distinct))
         scores = np.empty(len(distinct), dtype=np.float32)
         query_cuts = doc_cuts = 0
-        for start, pairs in self._encoded_windows(distinct):
+        starts = range(0, len(distinct), _WINDOW)
+        windows = [distinct[start : start + _WINDOW] for start in starts]
+        for start, pairs in zip(starts, self._tokenised(windows), strict=True):
             query_cuts += sum(pair.query_cut for pair in pairs)
             doc_cuts += sum(pair.doc_cut for pair in pairs)
             lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
@@ -122,18 +130,16 @@ class Scorer:
                     progress(int(repeats[start + batch].sum()))
         return Scored(scores[inverse], len(distinct), query_cuts, doc_cuts)
 
-    def _encoded_windows(self, pairs: list[tuple[str, str]]) -> Iterator[tuple[int, list[Pair]]]:
-        """Windows of tokenised pairs, with their start. The next window is tokenised while this one is encoded."""
+    def _tokenised(self, windows: Iterable[list[tuple[str, str]]]) -> Iterator[list[Pair]]:
+        """Windows of tokenised pairs. The next window is tokenised while this one is encoded."""
         queries: dict[str, Tokens] = {}  # few, and repeated over windows
-        starts = range(0, len(pairs), _WINDOW)
         with ThreadPoolExecutor(max_workers=1) as pool:
-            tasks = (pool.submit(self._tokenise, pairs[start : start + _WINDOW], queries) for start in starts)
+            tasks = (pool.submit(self._tokenise, window, queries) for window in windows)
             ahead = next(tasks, None)
-            for start in starts:
-                assert ahead is not None
+            while ahead is not None:
                 current = ahead.result()
                 ahead = next(tasks, None)
-                yield start, current
+                yield current
 
     def _tokenise(self, pairs: list[tuple[str, str]], queries: dict[str, Tokens]) -> list[Pair]:
         new = [query for query in dict.fromkeys(query for query, _ in pairs) if query not in queries]
@@ -142,32 +148,38 @@ class Scorer:
         docs = dict(zip(texts, self.tokenizer.encode_docs(texts), strict=True))
         return [self.tokenizer.join(queries[query], docs[text]) for query, text in pairs]
 
-    def _forward_within_memory(self, batch: list[Pair]) -> NDArray[np.float32] | None:
-        """The scores of a batch; None if memory ran out and the batch size was halved."""
-        longest = max(len(pair.ids) for pair in batch)
+    def _forward_within_memory(self, *batches: list[Pair]) -> NDArray[np.float32] | None:
+        """The scores of some batches together; None if memory ran out and the batch size was halved."""
+        largest = max(batches, key=len)
+        longest = max(len(pair.ids) for pair in largest)
         try:
-            return self._forward(batch)
+            with torch.inference_mode(), self._autocast():
+                scores = self._logits([self._batch(batch) for batch in batches])
+                return scores.float().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            if len(batch) == 1:
+            if len(largest) == 1:
+                what, remedy = "a single pair", "or lower doc_length"
+                if len(batches) > 1:
+                    what = f"a list of {len(batches)} passages, the longest"
+                    remedy = "lower doc_length, or re-rank fewer documents per query"
                 raise MemoryError(
-                    f"Out of memory on {self.device} with a single pair of {longest} tokens. Free memory, choose "
-                    f"another device, or lower doc_length."
+                    f"Out of memory on {self.device} with {what} of {longest} tokens. Free memory, choose another "
+                    f"device, {remedy}."
                 ) from error
         # After the handler, so that nothing refers to the failed batch's tensors any more.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.batch_tokens = (len(batch) + 1) // 2 * longest
+        self.batch_tokens = (len(largest) + 1) // 2 * longest
         return None
 
-    def _forward(self, batch: list[Pair]) -> NDArray[np.float32]:
-        ids, types, mask = self.tokenizer.pad(batch)
-        with torch.inference_mode(), self._autocast():
-            scores = self.encoder(
-                self._to_device(ids), self._to_device(types), None if mask.all() else self._to_device(mask)
-            )
-            return scores.float().cpu().numpy()  # type: ignore[no-any-return]
+    def _logits(self, batches: list[Batch]) -> torch.Tensor:
+        return torch.cat([self.encoder(*batch) for batch in batches])
+
+    def _batch(self, pairs: list[Pair]) -> Batch:
+        ids, types, mask = self.tokenizer.pad(pairs)
+        return self._to_device(ids), self._to_device(types), None if mask.all() else self._to_device(mask)
 
     def _to_device(self, array: NDArray[np.generic]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -179,6 +191,56 @@ class Scorer:
         if self.dtype in ("float32", "int8"):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
+
+
+class ListScorer(Scorer):
+    """Scores each query's passages together, with an encoder that ``sees_lists``; see ``Scorer``.
+
+    A score depends on the query and on the set of its passages. Up to float32 rounding (1e-5), it does not depend on
+    their order, on batches, or on other queries.
+    """
+
+    def score_lists(
+        self,
+        queries: Sequence[str],
+        lists: Sequence[Sequence[str]],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> Scored:
+        """Scores each query's passages. Each is a member of the list, equal texts too.
+
+        Args:
+            queries: One per list.
+            lists: The passages of each query, at least one.
+            progress: Called with the number of passages that were scored.
+
+        Returns:
+            Scores in the order of the lists, one list after another, shape (passages,).
+        """
+        scores = [np.empty(0, dtype=np.float32)]
+        query_cuts = doc_cuts = 0
+        windows = ([(query, text) for text in texts] for query, texts in zip(queries, lists, strict=True))
+        for pairs in self._tokenised(windows):
+            query_cuts += sum(pair.query_cut for pair in pairs)
+            doc_cuts += sum(pair.doc_cut for pair in pairs)
+            scores.append(self._score_list(pairs))
+            if progress is not None:
+                progress(len(pairs))
+        joined = np.concatenate(scores)
+        return Scored(joined, len(joined), query_cuts, doc_cuts)
+
+    def _logits(self, batches: list[Batch]) -> torch.Tensor:
+        return self.encoder.together(batches)
+
+    def _score_list(self, pairs: list[Pair]) -> NDArray[np.float32]:
+        lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
+        values = None
+        while values is None:
+            plan = plan_batches(lengths, self.batch_tokens)
+            values = self._forward_within_memory(*([pairs[row] for row in rows] for rows in plan))
+        scores = np.empty_like(values)
+        scores[np.concatenate(plan)] = values
+        return scores
 
 
 _TWINS: weakref.WeakKeyDictionary[PairEncoder, weakref.WeakValueDictionary[Hashable, PairEncoder]]

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 
 from ..checks import is_whole
 
@@ -211,13 +212,16 @@ class PairTokenizer:
         self.lengths = replace(lengths, special_tokens=self.template.special_tokens)
 
     @classmethod
-    def from_folder(cls, folder: Path, lengths: Lengths, *, rows: int | None = None) -> PairTokenizer:
+    def from_folder(
+        cls, folder: Path, lengths: Lengths, *, rows: int | None = None, interaction: bool = False
+    ) -> PairTokenizer:
         """Reads ``tokenizer.json``, or ``vocab.txt`` where there is none.
 
         Args:
             folder: The checkpoint's.
             lengths: What is kept of a pair.
             rows: Of the encoder's table of tokens; a ``vocab.txt`` of another number of lines has been cut.
+            interaction: Whether pairs begin with [CLS] [INT], as those of a set encoder with an extra token.
 
         Raises:
             FileNotFoundError: Neither file exists.
@@ -235,13 +239,15 @@ class PairTokenizer:
             if (file := folder / "tokenizer.json").is_file():
                 tokenizer = _from_json(file)
             elif (file := folder / "vocab.txt").is_file():
-                tokenizer = _wordpiece(file, rows)
+                tokenizer = _wordpiece(file, None if rows is None else rows - interaction)
             else:
                 raise FileNotFoundError(
                     f"no tokenizer in {folder}: expected tokenizer.json or vocab.txt. Copy it from the checkpoint's "
                     f"origin."
                 )
             _apply_config(tokenizer, config)
+            if interaction:
+                _begin_with_interaction(tokenizer)
             return cls(tokenizer, lengths, config)
         except FileNotFoundError:
             raise
@@ -251,6 +257,16 @@ class PairTokenizer:
     def with_lengths(self, lengths: Lengths) -> PairTokenizer:
         """The same tokenizer with other lengths."""
         return PairTokenizer(self.tokenizer, lengths, self.config)
+
+    def with_interaction(self) -> PairTokenizer:
+        """A tokenizer whose pairs begin with [CLS] [INT].
+
+        Raises:
+            ValueError: It has not BERT's special tokens, or there is no room for one more.
+        """
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        _begin_with_interaction(tokenizer)
+        return PairTokenizer(tokenizer, self.lengths, {**self.config, "add_extra_token": True})
 
     @property
     def largest_id(self) -> int:
@@ -363,6 +379,19 @@ def _token_id(tokenizer: Tokenizer, token: str) -> int:
     if token_id is None:
         raise ValueError(f"The tokenizer has no {token} token; a BERT-style WordPiece tokenizer is needed.")
     return int(token_id)
+
+
+INTERACTION = "[INT]"
+"""The extra token of set encoders."""
+
+
+def _begin_with_interaction(tokenizer: Tokenizer) -> None:
+    """Puts the extra token after [CLS], as Lightning IR does whatever ``tokenizer.json`` says."""
+    tokenizer.add_special_tokens([INTERACTION])
+    special = [(token, _token_id(tokenizer, token)) for token in ("[CLS]", "[SEP]", INTERACTION)]
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $0 [SEP]", pair=f"[CLS] {INTERACTION} $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
 
 
 def _apply_config(tokenizer: Tokenizer, config: dict[str, Any]) -> None:

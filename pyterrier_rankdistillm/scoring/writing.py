@@ -14,11 +14,12 @@ from torch import Tensor
 
 from .encoder import CrossEncoder, PairEncoder
 from .families import FAMILIES, Family
+from .sets import SetEncoder
 from .tokenizer import Lengths, PairTokenizer
 
 
 def fits_lightning_ir(encoder: PairEncoder) -> bool:
-    """Whether Lightning IR's ``mono`` can hold a model: a linear head, perhaps after a pooler like BERT's."""
+    """Whether Lightning IR's formats can hold a model: a linear head, perhaps after a pooler like BERT's."""
     if not isinstance(encoder, CrossEncoder):
         return False
     return encoder.head_kind in ("linear", "bert") and encoder.log_probability == (encoder.outputs == 2)
@@ -28,6 +29,8 @@ def is_lightning_ir_own(encoder: PairEncoder) -> bool:
     """Whether that is the format to choose: it fits, and the model is not one that transformers has by itself."""
     if not isinstance(encoder, CrossEncoder) or not fits_lightning_ir(encoder):
         return False
+    if encoder.sees_lists:  # nobody else has it
+        return True
     own = encoder.head_kind == FAMILIES[encoder.config.model_type].head and encoder.head_bias
     return encoder.log_probability or not own
 
@@ -46,9 +49,11 @@ def lightning_ir(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -
     family = FAMILIES[encoder.config.model_type]
     lengths = tokenizer.lengths
     bert_pool = encoder.head_kind != "linear"
+    sets = _about_sets(encoder)
+    kind = "SetEncoder" if sets else "Mono"
     config = _shape(encoder, family) | {
-        "architectures": [f"Mono{family.architecture.removesuffix('ForSequenceClassification')}Model"],
-        "model_type": "mono",
+        "architectures": [f"{kind}{family.architecture.removesuffix('ForSequenceClassification')}Model"],
+        "model_type": "set-encoder" if sets else "mono",
         "backbone_model_type": encoder.config.model_type,
         "pooling_strategy": encoder.pooling,
         "_bert_pool": bert_pool,
@@ -58,6 +63,7 @@ def lightning_ir(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -
         "query_length": lengths.query,
         "doc_length": lengths.doc,
         "dtype": "float32",
+        **sets,
     }
     if not bert_pool:
         config.pop("_bert_pool")
@@ -74,11 +80,23 @@ def lightning_ir(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -
         folder,
         tokenizer,
         backbone_tokenizer_class=f"{family.tokenizer}Fast",
-        tokenizer_class="CrossEncoderTokenizer",
+        tokenizer_class="SetEncoderTokenizer" if sets else "CrossEncoderTokenizer",
         model_max_length=lengths.pair,
         query_length=lengths.query,
         doc_length=lengths.doc,
+        **({"add_extra_token": sets["add_extra_token"]} if sets else {}),
     )
+
+
+def _about_sets(encoder: CrossEncoder) -> dict[str, Any]:
+    """What ``config.json`` says of a set encoder; empty for others."""
+    if not isinstance(encoder, SetEncoder):
+        return {}
+    return {
+        "depth": encoder.interaction.depth,
+        "add_extra_token": encoder.interaction.extra_token,
+        "sample_missing_docs": False,  # it would fill lists up to ``depth`` with random vectors: other scores each time
+    }
 
 
 def transformers(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -> None:
@@ -90,6 +108,11 @@ def transformers(folder: Path, encoder: PairEncoder, tokenizer: PairTokenizer) -
     if not isinstance(encoder, CrossEncoder):
         _save_module(folder, encoder, tokenizer)
         return
+    if encoder.sees_lists:
+        raise ValueError(
+            "Checkpoint.save: format 'transformers' cannot hold a set encoder: neither transformers nor Sentence "
+            "Transformers scores the passages of a query together. Use format='lightning-ir'."
+        )
     family = FAMILIES[encoder.config.model_type]
     config = _shape(encoder, family) | {
         "model_type": encoder.config.model_type,

@@ -25,6 +25,7 @@ from ..runs.records import record
 from ..runs.text import join_text
 from ..scoring.card import public_name
 from ..scoring.checkpoint import Checkpoint
+from ..set_encoder import of_its_kind
 from .data import Sourced, labelled_data, taught_data
 from .launch import is_main_process, processes
 from .losses import Losses
@@ -143,13 +144,14 @@ class _StudentEstimator(pt.Estimator):
                 self.settings,
                 folder=Path(folder),
                 validation=validation,
-                template=self._template(),
+                template=self._template_for(checkpoint),
                 reuse=reuse,
                 who=who,
             )
         made = self._record(checkpoint)
         trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None, record=made)
-        self._reranker = self._template().clone(model=trained, revision=None, query_length=None, doc_length=None)
+        template = self._template_for(trained)
+        self._reranker = template.clone(model=trained, revision=None, query_length=None, doc_length=None)
         self._loader = None if text is None else texts_of(text, who=who)
 
     @abstractmethod
@@ -204,7 +206,8 @@ class _StudentEstimator(pt.Estimator):
 
     def attributes(self) -> list[pt.inspect.TransformerAttribute]:
         """The constructor's arguments, with those settings that were given."""
-        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        # Of the method, since the class's is that of PyTerrier's __new__ before Python 3.11.4.
+        defaults = {p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()}
         keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
         told = [
             pt.inspect.TransformerAttribute(
@@ -271,6 +274,12 @@ class _StudentEstimator(pt.Estimator):
         if isinstance(student, pt.Estimator):
             return cast(Any, student).reranker  # type: ignore[no-any-return]
         return student if isinstance(student, CrossEncoderReRanker) else MonoElectraReRanker(student)
+
+    def _template_for(self, checkpoint: Checkpoint) -> CrossEncoderReRanker:
+        """The same, when it is known what the student is, which its name does not tell."""
+        template = self._template()
+        sees_lists = checkpoint.encoder.sees_lists
+        return of_its_kind(template.clone(model=checkpoint, revision=None)) if sees_lists else template
 
     def _opened_student(self) -> Checkpoint:
         """The student's checkpoint, with the lengths to train with; its weights must not be changed."""

@@ -24,7 +24,7 @@ from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
 from ..scoring.batching import plan_batches
-from ..scoring.encoder import PairEncoder
+from ..scoring.encoder import Batch, PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
 from .callbacks import MEASURE, Guard, ProgressBar, tensorboard
@@ -47,9 +47,9 @@ class Student(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, batches: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
-        """Logits of all pairs, in the order of the batches, shape (pairs,)."""
-        return torch.cat([self.encoder(*batch) for batch in batches])
+    def forward(self, batches: Sequence[Batch]) -> Tensor:
+        """Logits of all pairs, in the order of the batches, shape (pairs,); see ``PairEncoder.together``."""
+        return self.encoder.together(batches)
 
 
 class ListwiseTrainer(Trainer):
@@ -84,6 +84,7 @@ class ListwiseTrainer(Trainer):
         self.start_can_win = start_can_win
         self.losses = Losses.of(settings.loss)
         self.pad = tokenizer.pad
+        self.encoder = encoder
         self.validate = validate
         encoder.recompute_layers(settings.gradient_checkpointing)
         args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None, resumed=resumed)
@@ -143,7 +144,9 @@ class ListwiseTrainer(Trainer):
         model.train()
         assert num_items_in_batch is not None
         share = self.args.world_size / num_items_in_batch  # processes' gradients are averaged
-        groups = list(groups_within(inputs["lists"], self.settings.memory_tokens))
+        # What sees lists is given one at a time.
+        most = 0 if self.encoder.sees_lists else self.settings.memory_tokens
+        groups = list(groups_within(inputs["lists"], most))
         total = torch.zeros((), device=self.args.device)
         for number, group in enumerate(groups, start=1):
             # Gradients are exchanged between processes once per step, with the last group.
@@ -154,14 +157,17 @@ class ListwiseTrainer(Trainer):
 
     def _backward(self, model: nn.Module, group: list[TrainingList], share: Tensor) -> Tensor:
         batches, order = self._batches([pair for one in group for pair in one.pairs])
-        if tokens_of(group) > self.settings.memory_tokens:
+        fits = tokens_of(group) <= self.settings.memory_tokens
+        if self.encoder.sees_lists:  # no batch of a list can be gone through by itself, but each layer can
+            self.encoder.recompute_layers(self.settings.gradient_checkpointing or not fits)
+        elif not fits:
             return self._backward_cached(model, group, batches, order, share)
         loss = self._loss(model(batches)[order], group) * share
         self.accelerator.backward(loss)
         return loss.detach()
 
     def _backward_cached(
-        self, model: nn.Module, group: list[TrainingList], batches: list[Any], order: Tensor, share: Tensor
+        self, model: nn.Module, group: list[TrainingList], batches: list[Batch], order: Tensor, share: Tensor
     ) -> Tensor:
         """For a list that does not fit: scores it without gradients, then again with gradients, batch by batch.
 
@@ -200,7 +206,7 @@ class ListwiseTrainer(Trainer):
         }
         return self.losses(padded(scores.float()), targets, mask).sum()
 
-    def _batches(self, pairs: list[Pair]) -> tuple[list[tuple[Tensor, Tensor, Tensor | None]], Tensor]:
+    def _batches(self, pairs: list[Pair]) -> tuple[list[Batch], Tensor]:
         """Batches of pairs of similar length, and the position of each pair's score in their concatenation."""
         lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
         plan = plan_batches(lengths, self.batch_tokens)

@@ -15,6 +15,7 @@ from ..reranker import CrossEncoderReRanker, TruncationWarning
 from ..runs.frames import subsample
 from ..runs.given import Door, Qrels, Texts, checked_run, contradiction, qrels_of, texts_of
 from ..runs.text import join_text
+from ..set_encoder import LongListWarning
 from .data import Problems
 from .settings import Settings
 
@@ -93,7 +94,8 @@ class Validation:
     def __call__(self, reranker: CrossEncoderReRanker) -> float:
         """The measure of a re-ranker over the run."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # the settings say how much is read
+            for category in (TruncationWarning, LongListWarning):
+                warnings.simplefilter("ignore", category)  # the settings say how much is read, and of how many
             ranking = reranker.transform(self.run)[["qid", "docno", "score"]]
         ranking = ranking.rename(columns={"qid": "query_id", "docno": "doc_id"})
         return float(ir_measures.calc_aggregate([self.measure], self.qrels, ranking)[self.measure])

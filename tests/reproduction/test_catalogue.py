@@ -51,6 +51,13 @@ def test_two_published_sets() -> None:
     assert {source: cell.value for source, cell in cells.items()} == {"paper": 0.799, "readme": 0.796}
 
 
+def test_set_encoders_stand_beside_monoelectra() -> None:
+    found = {year: table(f"trec-dl-{year}") for year in (2019, 2020)}
+    assert {"webis/monoelectra-base", "webis/set-encoder-base", "webis/set-encoder-large"} <= set(found[2019].systems)
+    cells = found[2020].published("webis/set-encoder-base", "colbertv2/trec-dl-2020")
+    assert {source: cell.value for source, cell in cells.items()} == {"readme": 0.768}
+
+
 def test_what_to_do_for_licensed_documents() -> None:
     assert "data agreement with NIST" in tasks()["disks45/nocr/trec7"].what_to_do
     assert "downloads" in tasks()["vaswani"].what_to_do
@@ -71,6 +78,10 @@ def test_cells_are_those_of_the_reference(shared: Path) -> None:
         for setting, value in zip(successor["columns"], successor[system], strict=True):
             expected["trec-dl", "readme", system, setting] = (value, None)
         expected["trec-dl", "readme", system, "bm25/mean"] = (written["model_zoo_readme"][system][0], None)
+    cards = written["set_encoder"]
+    for system in ("webis/set-encoder-base", "webis/set-encoder-large"):
+        for setting, value in zip(cards["columns"], cards[system], strict=True):
+            expected["trec-dl", "readme", system, setting] = (value, None)
     sizes = written["ablation_queries_x_depth"]
     for stage in ("bm25", "colbertv2"):
         names = {f"{n} queries x 100 passages": v for n, v in sizes["depth_100"][stage].items()}

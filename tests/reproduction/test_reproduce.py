@@ -13,10 +13,20 @@ import ir_datasets
 import pandas as pd
 import pyterrier as pt
 import pytest
+import tiny
 from ir_datasets.datasets.base import Dataset
 from ir_datasets.formats import BaseDocs, BaseQrels, BaseQueries, GenericDoc, GenericQuery, TrecQrel
 
-from pyterrier_rankdistillm import KeptWorkError, MonoElectra, Reproduction, cli, reproduce, runs
+from pyterrier_rankdistillm import (
+    Checkpoint,
+    KeptWorkError,
+    MonoElectra,
+    Reproduction,
+    SetEncoderReRanker,
+    cli,
+    reproduce,
+    runs,
+)
 from pyterrier_rankdistillm.reproduction import ReproductionError
 from pyterrier_rankdistillm.reproduction.arguments import CONDENSED
 from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Table, table, tasks
@@ -93,6 +103,18 @@ def test_a_live_first_stage_and_finished_runs() -> None:
     assert result.baseline == FIRST_STAGE
     ideal = 3 + SECOND
     assert cells(result)["live/trec-dl-2019", "run"] == pytest.approx(((3 + 1 * 0.5) / ideal + 1) / 2)
+
+
+def test_a_set_encoder_is_a_system_beside_its_published_row(model: tiny.Tiny) -> None:
+    sets = SetEncoderReRanker(Checkpoint.open(model.folder).as_set_encoder(), device="cpu")
+    result = reproduce("trec-dl-2019", {"webis/set-encoder-base": sets}, **GIVEN)
+    row = result.comparison.query("system == 'webis/set-encoder-base'").iloc[0]
+    assert row["published as"] == "webis/set-encoder-base"
+    whole = sets(RUN.merge(TOPICS, on="qid").merge(TEXT, on="docno"))
+    expected = pt.Evaluate(whole, QRELS, metrics=["ndcg_cut_10"])["ndcg_cut_10"]
+    assert cells(result)["first stage/trec-dl-2019", "webis/set-encoder-base"] == pytest.approx(expected)
+    unseen = result.comparison.query("system == 'webis/set-encoder-large' and setting == 'colbertv2/trec-dl-2019'")
+    assert unseen["readme"].tolist() == [0.789]
 
 
 def test_too_few_topics_do_not_compare() -> None:

@@ -17,7 +17,14 @@ import pandas as pd
 import pytest
 import tiny
 
-from pyterrier_rankdistillm import MonoElectra, TruncationWarning, rerank_dataset, runs
+from pyterrier_rankdistillm import (
+    LongListWarning,
+    MonoElectra,
+    SetEncoderReRanker,
+    TruncationWarning,
+    rerank_dataset,
+    runs,
+)
 from pyterrier_rankdistillm.runs import ShardError
 from pyterrier_rankdistillm.scale import WorkerError, workers
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
@@ -234,6 +241,22 @@ def test_bad_input_is_told_as_one_process_tells_it(
         rerank(tmp_path / "broken.run", model, loader, tmp_path / "b.run")
     assert not [name for name in files(tmp_path) if name.startswith("b.run")]
     assert "out.run" not in files(tmp_path)
+
+
+def test_a_set_encoder_sees_whole_lists(tmp_path: Path, model: tiny.Tiny) -> None:
+    """Its scores would be others if a list were split; its warnings come from the workers, once each."""
+    docnos = sorted(RUN["docno"].unique())
+    texts = pd.DataFrame({"docno": docnos, "text": [faulty.text_of(docno) for docno in docnos]})
+    texts.to_parquet(tmp_path / "t.parquet")
+    sets = Checkpoint.open(model.folder).as_set_encoder(depth=5).save(tmp_path / "sets")
+    with pytest.warns(LongListWarning):
+        here = SetEncoderReRanker(sets, device="cpu")(RUN.merge(TOPICS).merge(texts))[COLUMNS]
+    run, topics = parquet_with_queries(tmp_path)
+    options: dict[str, Any] = {"text": tmp_path / "t.parquet", "topics": topics, "shard_size": 2, "num_workers": 2}
+    with pytest.warns(LongListWarning, match=r"got 6 passages of one query, .* at most 5") as caught:
+        made = rerank_dataset(run, str(sets), tmp_path / "out.parquet", **options, verbose=False)
+    same(made.path, here)
+    assert [warning.category for warning in caught] == [LongListWarning]
 
 
 @pytest.mark.slow
