@@ -68,7 +68,9 @@ def read_qrels(path: str | os.PathLike[str]) -> pd.DataFrame:
                 )
             qid, _, docno, stated = fields
             if not re.fullmatch("-?[0-9]{1,18}", stated):
-                raise DataFileError(f"{where}: the label must be a whole number of 18 digits at most, got {stated!r}.")
+                raise DataFileError(
+                    f"{where}: the label must be a whole number, got {stated!r}, and of 18 digits at most."
+                )
             label, first = rows.setdefault((qid, docno), (int(stated), number))
             if label != int(stated):
                 raise DataFileError(
