@@ -21,6 +21,7 @@ from .errors import (
     TrainingDataError,
     WorkerError,
 )
+from .query_language import RewrittenQueryWarning
 
 if TYPE_CHECKING:
     from . import reproduction, runs, scale, training
@@ -51,6 +52,7 @@ __all__ = [
     "RankingError",
     "Reproduction",
     "ReproductionError",
+    "RewrittenQueryWarning",
     "RunFileError",
     "ShardError",
     "TrainingDataError",

@@ -10,6 +10,7 @@ import ir_measures
 import pandas as pd
 import pyterrier as pt
 
+from ..checks import is_text
 from ..errors import TrainingDataError
 from ..reranker import CrossEncoderReRanker, TruncationWarning
 from ..runs.frames import subsample
@@ -70,6 +71,11 @@ class Validation:
         odd = None if checked is None else contradiction(checked)
         if odd is not None:  # what the student is compared with is the first stage's own order
             problems.add(f"topics_or_res_va {odd}")
+        if checked is not None:
+            queries = {
+                qid: query for qid, query in zip(checked["qid"], checked["query"], strict=True) if is_text(query)
+            }
+            problems.as_asked("topics_or_res_va", queries, checked.columns)
         if problems.faults or labels is None or checked is None:
             raise TrainingDataError(f"{who}: " + " ".join(problems.faults))
         qrels, run = labels, checked
