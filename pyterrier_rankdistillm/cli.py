@@ -127,7 +127,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-_FILES = {"topics": "tsv, JSON lines, Parquet", "qrels": "TREC", "text": "JSON lines, Parquet"}
+_FILES = {
+    "topics": "file (tsv, JSON lines, Parquet)", "qrels": "file (TREC)",
+    "text": "file (JSON lines, Parquet), folder of a Terrier index",
+}  # fmt: skip
 
 
 def _add_data(parser: argparse.ArgumentParser, what: str, kinds: Sequence[str], default: str) -> None:
@@ -135,7 +138,7 @@ def _add_data(parser: argparse.ArgumentParser, what: str, kinds: Sequence[str], 
     parser.add_argument("--dataset", help=f"where {what} come from: an ir_datasets id, or rankdistillm:demo (default: "
                         f"{default})")  # fmt: skip
     for kind in kinds:
-        parser.add_argument(f"--{kind}", help=f"file ({_FILES[kind]}) or dataset (default: --dataset)")
+        parser.add_argument(f"--{kind}", help=f"{_FILES[kind]} or dataset (default: --dataset)")
 
 
 def _add_order(parser: argparse.ArgumentParser) -> None:
@@ -241,7 +244,7 @@ def _rerank(args: argparse.Namespace) -> None:
         topics = _dataset_of(args.run, given, "--topics or --dataset")
     if text is None and args.text_field not in run.columns:
         text = _dataset_of(args.run, given, "--text or --dataset")
-    loader = None if text is None else texts_of(text, who="rerank", argument="--text")
+    loader = None if text is None else texts_of(text, who="rerank", argument="--text", field=args.text_field)
     _ = reranker.scorer  # the model and the device are there
     if topics is not None:
         run = join_queries(run, topics_of(topics, who="rerank", argument="--topics", missing="drop"))

@@ -31,6 +31,7 @@ from ..runs.given import (
     texts_of,
     topics_of,
 )
+from ..runs.index_text import index_at
 from ..runs.published import PARENT
 from ..runs.records import frame_digest
 from ..runs.text import texts_by
@@ -127,7 +128,7 @@ def check_sources(stages: Mapping[str, Mapping[str, Any]], arguments: Arguments)
             ("topics", arguments.topics, TOPICS), ("qrels", arguments.qrels, QRELS), ("text", arguments.text, TEXTS),
         ):  # fmt: skip
             one = of_task(given, task)
-            if isinstance(one, str | os.PathLike):
+            if isinstance(one, str | os.PathLike) and not (argument == "text" and index_at(one)):
                 Door("reproduce", argument, accepted).path(one)
 
 

@@ -322,7 +322,7 @@ def _found(
         text_field: The frame's column with texts.
         learnt: Whether the order of the rankings is learnt, or only their depth is cut.
     """
-    loader = None if text is None else texts_of(text, who=problems.who)
+    loader = None if text is None else texts_of(text, who=problems.who, field=text_field)
     if run is not None:
         return _from_run(problems, inp, run_of(run, who=problems.who), loader, text_field)
     if inp is None or (isinstance(inp, pd.DataFrame) and inp.empty):

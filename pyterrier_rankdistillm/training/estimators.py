@@ -152,7 +152,7 @@ class _StudentEstimator(pt.Estimator):
         made = self._record(checkpoint)
         trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None, record=made)
         self._reranker = self._template().clone(model=trained, revision=None, query_length=None, doc_length=None)
-        self._loader = None if text is None else texts_of(text, who=who)
+        self._loader = None if text is None else texts_of(text, who=who, field=text_field)
 
     @abstractmethod
     def _sourced(

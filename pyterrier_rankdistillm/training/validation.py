@@ -90,7 +90,7 @@ class Validation:
             run = run[run["rank"] < settings.depth + pt.model.FIRST_RANK]
         if text_field not in run.columns:
             assert text is not None
-            run = join_text(run, texts_of(text, who=who)).rename(columns={"text": text_field})
+            run = join_text(run, texts_of(text, who=who, field=text_field)).rename(columns={"text": text_field})
         used = qrels[qrels["qid"].isin(set(run["qid"]))]
         used = used.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
         measure = ir_measures.parse_measure(settings.measure)
