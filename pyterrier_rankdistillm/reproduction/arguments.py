@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from ..runs.given import GivenRun
 from .catalogue import DEPTH, FIRST_STAGE, Table
 from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
 from .pooling import Mode
+from .texts import wants_text
 
 CONDENSED = "first stage, condensed"
 """The row for the first stage cut to the documents that have a text."""
@@ -69,10 +71,11 @@ class Arguments:
         row = self.baseline or next(iter(self.systems), None)
         return self.first_row if row == FIRST_STAGE else row
 
-    @property
-    def needs_text(self) -> bool:
-        """Whether a system reads texts, or only documents with a text are ranked."""
-        return self.condensed or any(isinstance(system, pt.Transformer) for system in self.systems.values())
+    @cached_property
+    def wanting_text(self) -> frozenset[str]:
+        """The systems that get texts."""
+        live = {name: system for name, system in self.systems.items() if isinstance(system, pt.Transformer)}
+        return frozenset(name for name, system in live.items() if wants_text(system))
 
     def published_as(self, system: str) -> str | None:
         """The published row that a system is compared with."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .arguments import Arguments, file_name
 from .catalogue import FIRST_STAGE, Task
 from .pooling import Part
 from .tasks import DataUnavailable
+from .texts import OwnTexts
 
 _SHARD = 8  # topics that are lost at most when a run is interrupted
 
@@ -166,7 +167,8 @@ class Systems:
     def rank(self, ranked: TaskRuns) -> bool:
         """Makes or reads the systems' runs; False, with a note, if texts are not available."""
         with_text = ranked.found
-        if self.arguments.needs_text:
+        wanting = self.arguments.wanting_text
+        if self.arguments.condensed or wanting:
             try:
                 with_text = self._with_text(ranked)
             except DataUnavailable as error:
@@ -176,7 +178,8 @@ class Systems:
         for name, system in self.arguments.systems.items():
             path = self._path(ranked.stage, ranked.task, name)
             if isinstance(system, pt.Transformer):
-                run, record = self._make(name, system, with_text, ranked.topics, path)
+                candidates = with_text if name in wanting else ranked.kept
+                run, record = self._make(name, system, candidates, ranked.topics, path)
                 device = str(system.scorer.device) if isinstance(system, CrossEncoderReRanker) else None
                 self.made_with[name] = {**record["teacher"], "device": device}
                 about = {key: record[key] for key in ("rows", "md5", "seconds")}
@@ -202,7 +205,9 @@ class Systems:
     ) -> tuple[pd.DataFrame, dict[str, str], dict[str, Any]]:
         path = self._path(stage, task, FIRST_STAGE)
         if isinstance(source, pt.Transformer):
-            found, record = self._make(FIRST_STAGE, pt.Transformer.identity(), source, judged, path)
+            found, record = self._make(
+                FIRST_STAGE, pt.Transformer.identity(), source, judged, path, keep=OwnTexts(path).add
+            )
             return found, {}, {"made by": record["first_stage"], "md5": record["md5"]}
         loaded = task_data.load_run(source, task, "first_stage")
         self.note(loaded.note)
@@ -215,6 +220,11 @@ class Systems:
 
     def _with_text(self, ranked: TaskRuns) -> pd.DataFrame:
         task = ranked.task
+        if self.arguments.text is None:
+            own = OwnTexts(self._path(ranked.stage, task, FIRST_STAGE)).of(ranked.found)
+            if own is not None:
+                ranked.record["document fields"] = ["the first stage's text"]
+                return own
         with_text, fields = task_data.add_text(ranked.found, task_data.of_task(self.arguments.text, task), task)
         there, wanted = len(with_text), len(ranked.found)
         if there == 0 or (there < wanted and not self.arguments.condensed):
@@ -232,6 +242,8 @@ class Systems:
         first_stage: pt.Transformer | pd.DataFrame,
         topics: pd.DataFrame,
         path: Path,
+        *,
+        keep: Callable[[pd.DataFrame], None] | None = None,
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Makes a system's run in resumable, checked shards, like a teacher's run."""
         arguments = self.arguments
@@ -248,7 +260,7 @@ class Systems:
         taken = self._taken | ({FIRST_PART: self._taken_stages[path]} if path in self._taken_stages else {})
         made = make_run(
             system, first_stage, topics, path, roles=roles, depth=arguments.depth, shard_size=_SHARD, reuse=reuse,
-            taken=taken, verbose=arguments.verbose,
+            taken=taken, keep=keep, verbose=arguments.verbose,
         )  # fmt: skip
         self._note_kept(name, made, len(topics))
         return made.read(), made.record
