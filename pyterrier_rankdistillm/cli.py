@@ -153,7 +153,12 @@ def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     reproduce.add_argument("table", help="trec-dl-2019, trec-dl-2020, trec-dl, tirex, ablation-loss, ablation-size")
     reproduce.add_argument("--first-stage", action="append", required=True, metavar="[NAME=]RUN",
-                           help="run file, with {task} for the task; or tira; may be repeated with names")  # fmt: skip
+                           help="run file, with {task} for the task; or tira; or bm25, which is made here (bm25:FOLDER "
+                           "searches an index of yours); may be repeated with names")  # fmt: skip
+    reproduce.add_argument("--task", action="append", metavar="TASK",
+                           help="run only this task or corpus; may be repeated (default: the whole table)")  # fmt: skip
+    reproduce.add_argument("--indices", type=Path, metavar="FOLDER",
+                           help="where bm25 makes its indexes (default: under ir_datasets' home)")  # fmt: skip
     reproduce.add_argument("--system", action="append", default=[], metavar="NAME=MODEL",
                            help="hub id (hub-id@revision), folder or run file; may be repeated")  # fmt: skip
     reproduce.add_argument("--published", action="append", default=[], metavar="NAME=ROW",
@@ -309,6 +314,8 @@ def _reproduce(args: argparse.Namespace) -> int:
         qrels=args.qrels or args.dataset,
         text=args.text or args.dataset,
         condensed=args.condensed,
+        tasks=args.task,
+        indices=args.indices,
         folder=args.folder,
         reuse=args.reuse,
         verbose=True,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pyterrier as pt
@@ -14,6 +15,7 @@ import pyterrier as pt
 from .. import runs
 from ..errors import ReproductionError
 from ..reranker import CrossEncoderReRanker
+from ..runs.java import start_java
 from ..runs.kept import Record, Refusal, Work, refused
 from ..runs.making import FIRST_STAGE as FIRST_PART
 from ..runs.making import MadeRun, Roles, make_run
@@ -22,6 +24,7 @@ from ..runs.records import frame_digest
 from ..runs.shards import kept_at
 from . import tasks as task_data
 from .arguments import Arguments, file_name
+from .bm25 import Bm25, Index
 from .catalogue import FIRST_STAGE, Task
 from .pooling import Part
 from .tasks import DataUnavailable
@@ -100,6 +103,7 @@ class Systems:
         self._taken: dict[str, Record] = {}
         self._taken_stages: dict[Path, Record] = {}
         self._kept: dict[str, list[str]] = {}
+        self._data: dict[str, Any] = {}
 
     def compare(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
         """Compares all systems, and first stages that are run here, with what made the runs that are kept.
@@ -118,7 +122,7 @@ class Systems:
         self._taken = work.trees
         found: list[Refusal | None] = []
         for stage, sources in stages.items():
-            for task in self.arguments.table.tasks:
+            for task in self.arguments.tasks:
                 source = sources.get(task.name)
                 path = self._path(stage, task, FIRST_STAGE)
                 kept = kept_at(path) if _is_run_here(source) else None
@@ -139,6 +143,58 @@ class Systems:
                 reusable=self.arguments.reusable,
             )
 
+    def prepare(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
+        """Opens all that can be missing where first stages are made here, before the first index is made.
+
+        Args:
+            stages: The first stages' sources, by name and task.
+
+        Raises:
+            JavaError: Java or Terrier cannot be started.
+            InputError: An index is there, but of other documents, or made otherwise.
+        """
+        wanted: dict[str, Index] = {}
+        for stage, sources in stages.items():
+            for task in self.arguments.tasks:
+                source = sources.get(task.name)
+                if isinstance(source, Bm25) and not self._is_kept(stage, task):
+                    with contextlib.suppress(DataUnavailable):  # which is told of each task when its turn comes
+                        self._opened(task)
+                        self._open_documents(source.index)
+                        wanted[str(source.index)] = source.index
+        if wanted:
+            start_java("reproduce")
+        for index in wanted.values():
+            index.check()
+
+    def _is_kept(self, stage: str, task: Task) -> bool:
+        """Whether the first stage's run is finished: it is that of this work, or ``compare`` has refused it."""
+        return self._path(stage, task, FIRST_STAGE).is_file()
+
+    def _opened(self, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Topics and judgments, opened once."""
+        arguments = self.arguments
+
+        def opened() -> tuple[pd.DataFrame, pd.DataFrame]:
+            topics = task_data.load_topics(task_data.of_task(arguments.topics, task), task)
+            return topics, task_data.load_qrels(task_data.of_task(arguments.qrels, task), task)
+
+        return cast(tuple[pd.DataFrame, pd.DataFrame], self._once(task.name, opened))
+
+    def _open_documents(self, index: Index) -> None:
+        self._once(str(index), index.open_documents)
+
+    def _once(self, name: str, opened: Callable[[], Any]) -> Any:
+        """What a function gave, or that it cannot be had, without asking again."""
+        if name not in self._data:
+            try:
+                self._data[name] = opened()
+            except DataUnavailable as error:
+                self._data[name] = error
+        if isinstance(self._data[name], DataUnavailable):
+            raise self._data[name]
+        return self._data[name]
+
     def first_stage(self, stage: str, task: Task, source: Any) -> TaskRuns | None:
         """A first stage's documents for a task; None, with a note, if they are not available."""
         arguments = self.arguments
@@ -146,8 +202,9 @@ class Systems:
             self._leave_out(task, "No first stage was given for it.", f"Give one, by task or corpus. {task.what_to_do}")
             return None
         try:
-            topics = task_data.load_topics(task_data.of_task(arguments.topics, task), task)
-            qrels = task_data.load_qrels(task_data.of_task(arguments.qrels, task), task)
+            topics, qrels = self._opened(task)
+            if isinstance(source, Bm25) and not self._is_kept(stage, task):
+                self._open_documents(source.index)
             judged = topics[topics["qid"].isin(qrels["qid"])].reset_index(drop=True)
             if judged.empty:
                 raise ValueError(

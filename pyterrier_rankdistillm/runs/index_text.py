@@ -80,6 +80,7 @@ class IndexText(pt.Transformer):
 
     def _opened(self) -> Any:
         if self._index is None:
+            assert self.location is not None
             start_java(self._who)
             try:
                 self._index = pt.terrier.IndexFactory.of(os.fspath(self.location))
@@ -155,7 +156,8 @@ def _located(given: Any, who: str, argument: str) -> tuple[Path | None, Any]:
     if isinstance(given, pt.terrier.TerrierTextLoader):
         given = given._index
     if isinstance(given, pt.terrier.TerrierIndex):
-        given = given.path if isinstance(given.path, str | os.PathLike) else given.index_obj()  # made of Java's object
+        wrapped: Any = given
+        given = wrapped.path if isinstance(wrapped.path, str | os.PathLike) else wrapped.index_obj()
     if isinstance(given, str | os.PathLike):
         location = index_at(given)
         if location is None:

@@ -38,10 +38,14 @@ def start_java(who: str) -> None:
                     pt.java.add_option("-Xrs")  # Java would end the process on Ctrl-C, without a KeyboardInterrupt
                 pt.java.init()
         except Exception as error:  # of five kinds, among them Exception itself
-            raise JavaError(f"{who}: {_cause()} ({type(error).__name__}: {str(error)[:300]}).") from error
+            raise JavaError(f"{who}: {_cause()} ({type(error).__name__}: {_shown(error)}).") from error
     version = java_version()
     if version < OLDEST:  # PyTerrier says so when it starts Java, but the second time it takes it as it is
         raise JavaError(f"{who}: Terrier needs Java {OLDEST} or newer, and this is Java {version}. {_OTHER_JAVA}")
+
+
+def _shown(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 _OTHER_JAVA = "Install a newer one, set JAVA_HOME to it, and start Python again."
