@@ -36,7 +36,7 @@ class MeasuredCell:
         tolerance: The largest difference that still counts as reproduced.
         significant: Whether it differs significantly from the baseline; None if that was not tested.
         mismatches: Why it is not comparable with the published cell.
-        alike: Whether its tasks are pooled alike in both modes, so that it compares in both.
+        alike: Whether its tasks are pooled alike in both modes, so that it compares in both (if nothing else differs).
     """
 
     setting: str
@@ -152,7 +152,7 @@ def within(difference: float, tolerance: float) -> bool:
 def _status(cell: MeasuredCell, differences: Mapping[str, float], not_compared: str | None) -> tuple[str, str]:
     if cell.published_as is None:
         return NOT_PUBLISHED, "; ".join(cell.mismatches)
-    if not_compared and not cell.alike and (differences or cell.mismatches):
+    if not_compared and not (cell.alike and not cell.mismatches) and (differences or cell.mismatches):
         return NOT_COMPARED, not_compared
     if cell.mismatches:
         return NOT_COMPARABLE, "; ".join(cell.mismatches)
