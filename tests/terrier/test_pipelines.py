@@ -58,7 +58,7 @@ def test_re_ranking_after_rm3(
     with pytest.warns(RewrittenQueryWarning, match=r"2 of 2 queries .*applypipeline:off.*pt\.rewrite\.reset\(\)"):
         (rm3 >> get >> reranker).transform(topics.head(2))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RewrittenQueryWarning)
         restored = (rm3 >> pt.rewrite.reset() >> get >> M.clone()).transform(topics.head(2))
         by_hand = M.clone().transform(get.transform(runs.add_queries(rm3.transform(topics.head(2)), topics)))
     same = ["qid", "docno", "score"]
@@ -105,6 +105,7 @@ RETRIEVERS: dict[str, Callable[[pt.terrier.J.Index], pt.Transformer]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Multi-threaded retrieval is experimental")
 @pytest.mark.parametrize("name", RETRIEVERS)
 def test_frames_of_every_retriever_are_re_ranked(
     name: str, index: pt.terrier.J.Index, get: pt.Transformer, topics: pd.DataFrame, tmp_path: Path
@@ -131,7 +132,7 @@ def test_passages_caches_and_fits(
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # pandas', of what PyTerrier's sliding does
         passages = (bm25 % 3 >> get >> sliding >> M >> pt.text.max_passage()).transform(topics.head(2))
     assert passages.groupby("qid").size().tolist() == [3, 3]
-    with runs.ScoreCache(tmp_path / "cache", M) as cache:
+    with runs.ScoreCache(M, tmp_path / "cache") as cache:
         cached = (bm25 % 3 >> get >> cache).transform(topics.head(2))
     assert sorted(cached["docno"]) == sorted(passages["docno"])
     student = Distillation(M, teacher=bm25, steps=1, batch_size=2, depth=3, verbose=False)
@@ -139,6 +140,7 @@ def test_passages_caches_and_fits(
     assert pickle.loads(pickle.dumps(student.reranker)) is not None
 
 
+@pytest.mark.filterwarnings("ignore:There are shared pipeline components")
 def test_the_first_example_of_the_readme_over_a_terrier_index(tmp_path: Path) -> None:
     dataset = pt.get_dataset("rankdistillm:demo")
     pt.terrier.IterDictIndexer(str(tmp_path / "i"), meta={"docno": 100, "text": 8192}).index(dataset.get_corpus_iter())
