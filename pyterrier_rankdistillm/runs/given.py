@@ -10,7 +10,7 @@ missing), the name of a dataset.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -228,15 +228,7 @@ def topics_of(
         KeyError: There is no such dataset.
     """
     door = Door(who, argument, TOPICS)
-    if isinstance(given, pd.DataFrame):
-        found = given
-    elif isinstance(given, pt.datasets.Dataset):
-        found = load_topics(given, who=who)
-    elif isinstance(given, str | os.PathLike):
-        path = door.path(given)
-        found = load_topics(_known(door, given), who=who) if path is None else read_topics(path)
-    else:
-        raise door.refuse(given)
+    found = _table(given, door, load=load_topics, read=read_topics)
     frame = _picked(found, door, (QID, QUERY))
     frame = frame.assign(qid=ids_of(frame["qid"], "qid", door))
     queries = frame["query"].tolist()
@@ -266,15 +258,7 @@ def qrels_of(given: Qrels, *, who: str, argument: str = "qrels") -> pd.DataFrame
         ValueError: A frame that is not judgments, or one document judged twice, with different labels.
     """
     door = Door(who, argument, QRELS)
-    if isinstance(given, pd.DataFrame):
-        found = given
-    elif isinstance(given, pt.datasets.Dataset):
-        found = load_qrels(given, who=who)
-    elif isinstance(given, str | os.PathLike):
-        path = door.path(given)
-        found = load_qrels(_known(door, given), who=who) if path is None else read_qrels(path)
-    else:
-        raise door.refuse(given)
+    found = _table(given, door, load=load_qrels, read=read_qrels)
     frame = _picked(found, door, (QID, DOCNO, ("label", "relevance")), empty=True)
     if frame.empty:
         return frame.astype({"qid": object, "docno": object, "label": np.int64})
@@ -650,6 +634,20 @@ def ids_of(column: pd.Series, name: str, door: Door) -> pd.Series:
     if all(text is value for text, value in zip(strings, values, strict=True)):
         return column
     return pd.Series(np.array(strings, dtype=object)[codes], index=column.index)
+
+
+def _table(
+    given: Any, door: Door, *, load: Callable[..., pd.DataFrame], read: Callable[[Path], pd.DataFrame]
+) -> pd.DataFrame:
+    """A frame as it is, a dataset's table, or a file's."""
+    if isinstance(given, pd.DataFrame):
+        return given
+    if isinstance(given, pt.datasets.Dataset):
+        return load(given, who=door.who)
+    if not isinstance(given, str | os.PathLike):
+        raise door.refuse(given)
+    path = door.path(given)
+    return load(_known(door, given), who=door.who) if path is None else read(path)
 
 
 def _picked(found: pd.DataFrame, door: Door, names: Sequence[Sequence[str]], *, empty: bool = False) -> pd.DataFrame:

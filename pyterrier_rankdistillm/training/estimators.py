@@ -127,9 +127,6 @@ class _StudentEstimator(pt.Estimator):
         reuse: Collection[str],
     ) -> None:
         who = type(self).__name__
-        if self.settings.tensorboard:
-            check_installed("tensorboard", "tensorboard=True")
-        check_installed("accelerate", f"{who}.fit")
         if processes() > 1 and self.settings.folder is None:
             raise ValueError(f"{who}: with several processes folder must be given, got None. They share checkpoints.")
         text = self.text if text is None else text
@@ -148,6 +145,7 @@ class _StudentEstimator(pt.Estimator):
                 validation=validation,
                 template=self._template(),
                 reuse=reuse,
+                who=who,
             )
         made = self._record(checkpoint)
         trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None, record=made)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from ..extras import check_installed
 from ..reranker import CrossEncoderReRanker
 from ..runs.atomic import write_json
 from ..runs.kept import Record, Work, check_reuse
@@ -26,7 +25,6 @@ from .record import Training
 from .settings import Settings, Stage
 from .validation import Validation
 
-_WHO: dict[Stage, str] = {"finetune": "FineTuning", "distill": "Distillation"}
 _RECORD = "training.json"
 _FREE = ("resume", "verbose", "device", "memory_tokens", "batch_tokens", "tensorboard", "folder", "log_every")
 """Settings that may change when a training is resumed: they do not change its outcome."""
@@ -42,6 +40,7 @@ def train(
     validation: Validation | None,
     template: CrossEncoderReRanker,
     reuse: Collection[str] = (),
+    who: str,
 ) -> tuple[PairEncoder, Training]:
     """Trains a copy of a checkpoint's encoder.
 
@@ -54,6 +53,7 @@ def train(
         validation: Chooses the weights that are kept; None: the last ones are.
         template: The settings to re-rank with in the validation.
         reuse: Parts of a kept training that may differ; see ``REUSABLE``.
+        who: The estimator, for messages.
 
     Returns:
         The trained encoder, on the CPU, in evaluation mode; and a record of the training.
@@ -63,7 +63,6 @@ def train(
         ValueError: Settings do not fit the number of processes, or the folder holds checkpoints, and none is to resume.
         FloatingPointError: The loss became infinite or NaN.
     """
-    check_installed("accelerate", "Training")
     from .callbacks import MEASURE, discard_newer, last_checkpoint, step_of, stopped_early
     from .trainer import ListwiseTrainer, quiet, resolved_dtype  # imports most of transformers
 
@@ -80,7 +79,7 @@ def train(
         seed=settings.seed,
         drop_near_duplicates=settings.drop_near_duplicates,
         on_unusable=settings.on_unusable,
-        who=_WHO[stage],
+        who=who,
     )
     encoder = checkpoint.encoder.copy(settings.dropout)
 
