@@ -238,7 +238,9 @@ class CorpusIndex(Index):
             )  # fmt: skip
 
     def identity(self) -> Any:
-        return {"documents": self.name, **_INDEXER}
+        # A name is no path, whatever lies in the working directory.
+        corpus = f"the corpus {self.name}" if isinstance(self.dataset, str) else self.dataset
+        return {"documents": corpus, **_INDEXER}
 
     def __str__(self) -> str:
         return f"Terrier's index of {self.name}"

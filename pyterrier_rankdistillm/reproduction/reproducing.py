@@ -94,8 +94,8 @@ def reproduce(
             level of their own get the task's (2 on TREC DL).
         baseline: The system to test the others against, by paired t-test with Holm's correction over the systems of
             the call; default: the first system.
-        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which alone is
-            comparable with published cells; see ``pooling.pool``.
+        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which is
+            comparable with published cells (of corpora with one task both may be); see ``pooling.pool``.
         depth: Largest number of documents per topic.
         published: The published row that a system is compared with, by the system's name; default: that of the model it
             was loaded from, or of its own name. ``table(name).systems`` of ``reproduction.catalogue`` lists them.

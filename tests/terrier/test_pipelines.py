@@ -105,7 +105,7 @@ RETRIEVERS: dict[str, Callable[[pt.terrier.J.Index], pt.Transformer]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Multi-threaded retrieval is experimental")
+@pytest.mark.filterwarnings("ignore:Multi-threaded retrieval is experimental", "ignore:Upgrading indexref")
 @pytest.mark.parametrize("name", RETRIEVERS)
 def test_frames_of_every_retriever_are_re_ranked(
     name: str, index: pt.terrier.J.Index, get: pt.Transformer, topics: pd.DataFrame, tmp_path: Path
@@ -145,11 +145,11 @@ def test_the_first_example_of_the_readme_over_a_terrier_index(tmp_path: Path) ->
     dataset = pt.get_dataset("rankdistillm:demo")
     pt.terrier.IterDictIndexer(str(tmp_path / "i"), meta={"docno": 100, "text": 8192}).index(dataset.get_corpus_iter())
     index = pt.terrier.TerrierIndex(str(tmp_path / "i"))
-    first = pt.rewrite.tokenise() >> index.bm25(num_results=20) >> pt.rewrite.reset() >> dataset.text_loader()
-    measured = pt.Experiment(
-        [first, first >> M], dataset.get_topics(), dataset.get_qrels(), [nDCG @ 10], names=["BM25", "MonoElectra"]
-    )
+    first = pt.rewrite.tokenise() >> index.bm25(num_results=5) >> pt.rewrite.reset() >> dataset.text_loader()
+    topics, qrels = dataset.get_topics().head(8), dataset.get_qrels()
+    measured = pt.Experiment([first, first >> M], topics, qrels, [nDCG @ 10], names=["BM25", "MonoElectra"])
     before, after = measured["nDCG@10"]
-    assert after > before > 0.3
-    ours = reproduce("rankdistillm:demo", {"m": M}, first_stage="bm25", indices=tmp_path / "indices", depth=20)
+    assert after > before > 0.1
+    given = {"first_stage": "bm25", "topics": topics, "depth": 5, "indices": tmp_path / "indices"}
+    ours = reproduce("rankdistillm:demo", {"m": M}, **given)
     assert ours.cells.set_index("system")["value"].to_dict() == pytest.approx({"first stage": before, "m": after})
