@@ -19,6 +19,7 @@ from .errors import (
     ReproductionError,
     RunFileError,
     ShardError,
+    TeacherWarning,
     TrainingDataError,
     WorkerError,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "RewrittenQueryWarning",
     "RunFileError",
     "ShardError",
+    "TeacherWarning",
     "TrainingDataError",
     "TruncationWarning",
     "WorkerError",

@@ -77,6 +77,10 @@ class OrderWarning(UserWarning):
     """A run's ranks contradict its scores, and only its depth was cut, by rank."""
 
 
+class TeacherWarning(UserWarning):
+    """No teacher was given, so that a first stage's ranking may be what is distilled."""
+
+
 class DownloadError(RankDistillmError, OSError):
     """The file could not be downloaded from any source; the message says why for each of them."""
 

@@ -12,6 +12,8 @@ DEPTH = 100
 """The largest number of documents per query, in all tables."""
 
 FIRST_STAGE = "first stage"
+BASELINE = "webis/monoelectra-base"
+"""The row that the paper tests the others against."""
 """The row of a table that holds the first stage itself."""
 
 CRANFIELD = "cranfield"

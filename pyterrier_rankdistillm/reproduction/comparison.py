@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .catalogue import DEPTH, FIRST_STAGE, Table
+from .catalogue import BASELINE, DEPTH, FIRST_STAGE, Table
 
 RUN_TOLERANCE = 0.0005
 """For cells of run files: the effect of rounding to three digits."""
@@ -106,29 +106,39 @@ def mismatches(
     return tuple(found)
 
 
-def compare(table: Table, measured: Sequence[MeasuredCell], *, not_compared: str | None = None) -> pd.DataFrame:
+def compare(
+    table: Table, measured: Sequence[MeasuredCell], *, baseline: str | None = None, not_compared: str | None = None
+) -> pd.DataFrame:
     """All cells, measured or published: first stages come first, and cells that were not run last.
 
     Args:
         table: The published cells.
         measured: The measured cells.
+        baseline: The published row that was tested against. Marks of the paper stand beside others only where it and
+            the systems that were tested are the paper's, since they were corrected over those.
         not_compared: Why measured cells that are not pooled alike are not compared; None if all are.
 
     Returns:
         The columns ``COLUMNS``, one row per cell.
     """
+    tested: dict[str, set[str | None]] = {}
+    for cell in measured:
+        if cell.significant is not None:
+            tested.setdefault(cell.setting, set()).add(cell.published_as)
     rows = []
     for cell in sorted(measured, key=lambda cell: cell.published_as != FIRST_STAGE):
         published = table.published(cell.published_as, cell.setting) if cell.published_as else {}
         row = {source: published_cell.value for source, published_cell in published.items()}
         differences = {source: cell.value - value for source, value in row.items()}
         status, reason = _status(cell, differences, not_compared)
+        same_tests = baseline == BASELINE and tested.get(cell.setting) == _tested_in_paper(table, cell.setting)
+        marked = same_tests and cell.significant is not None and "paper" in published
         rows.append({
             **row, "setting": cell.setting, "system": cell.system, "published as": cell.published_as,
             "measured": cell.value, "difference": differences.get("paper"),
             "readme difference": differences.get("readme"), "tolerance": cell.tolerance, "status": status,
             "reason": reason, "significant": cell.significant,
-            "paper significant": published["paper"].significant if "paper" in published else None,
+            "paper significant": published["paper"].significant if marked else None,
         })  # fmt: skip
     run = {(row["setting"], row["published as"]) for row in rows}
     left = dict.fromkeys((c.setting, c.system) for c in table.cells if (c.setting, c.system) not in run)
@@ -142,6 +152,12 @@ def compare(table: Table, measured: Sequence[MeasuredCell], *, not_compared: str
     frame = pd.DataFrame(rows, columns=COLUMNS)
     marks = {name: frame[name].astype(object).where(frame[name].notna(), None) for name in _MARKS}
     return frame.assign(**marks).astype(dict.fromkeys(numbers, float))
+
+
+def _tested_in_paper(table: Table, setting: str) -> set[str]:
+    """The systems that the paper's correction is over."""
+    cells = (cell for cell in table.cells if (cell.source, cell.setting) == ("paper", setting))
+    return {cell.system for cell in cells if cell.significant is not None and cell.system != BASELINE}
 
 
 def within(difference: float, tolerance: float) -> bool:

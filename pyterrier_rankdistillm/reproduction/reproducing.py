@@ -409,6 +409,7 @@ class _Reproducing:
             comparison=compare(
                 self.table,
                 self.measured,
+                baseline=None if arguments.tested_against is None else arguments.published_as(arguments.tested_against),
                 not_compared="published cells hold for mode='as_published'" if by_corrected else None,
             ),
             per_query=pd.concat(self.per_query, ignore_index=True),

@@ -122,7 +122,9 @@ class TransformersEncoder(PairEncoder):
             raise CheckpointError(f"{source} cannot be opened as a re-ranker: {'; '.join(complaints)}.")
         if head:
             warn_of_dropped({name: weights[name] for name in head if name in weights}, source)
-        return cls(model)
+        encoder = cls(model)
+        encoder.has_new_head = bool(new)
+        return encoder
 
     @property
     def signature(self) -> str:

@@ -123,11 +123,13 @@ class PairEncoder(nn.Module, ABC):
         config: Its shape.
         head_kind: What its head is called.
         outputs: Rows of the head, 1 or 2.
+        has_new_head: Whether the head was drawn at random, so that scores mean nothing before training.
     """
 
     config: Any
     head_kind: str
     outputs: int
+    has_new_head: bool = False
 
     @property
     @abstractmethod

@@ -118,6 +118,7 @@ def build_encoder(
     backbone = _names_and_shapes(shape, weights)
     complaints = _complaints(backbone, weights)
     left = {name: tensor for name, tensor in weights.items() if name not in backbone}
+    has_new_head = False
     head = _recognise_head(config, family, left, shape.hidden_size, modules)
     if head is None:
         # A pooler without a classifier is a left-over of pre-training.
@@ -132,6 +133,7 @@ def build_encoder(
             if unknown and not complaints:
                 warn_of_dropped(unknown, source)
             head = _Head("linear", {"linear.weight": _new_head(shape, new_head_seed)})
+            has_new_head = True
     if complaints:
         raise CheckpointError(f"{source} cannot be opened as a re-ranker: {'; '.join(complaints)}.")
     assert head is not None
@@ -142,6 +144,7 @@ def build_encoder(
     # The file's own tensors become the parameters: no second copy of the weights.
     ours = {name: weights[name] for name in backbone} | dict(head.weights)
     encoder.load_state_dict({name: tensor.float() for name, tensor in ours.items()}, assign=True)
+    encoder.has_new_head = has_new_head
     return encoder
 
 

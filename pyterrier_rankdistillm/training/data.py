@@ -16,7 +16,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..checks import is_text
-from ..errors import InputError, OrderWarning, TrainingDataError
+from ..errors import InputError, OrderWarning, TeacherWarning, TrainingDataError
 from ..query_language import remedy, rewritten
 from ..runs.given import (
     Door,
@@ -252,8 +252,17 @@ def taught_data(
     problems.read(lambda: losses.check([kind for kind in get_args(Kind) if there[kind]]))
     without_query = [qid for qid in rankings.qids if qid not in found.queries]
     problems.skip("have no query text", without_query)
-    alone = [qid for qid, size in zip(rankings.qids, rankings.sizes, strict=True) if size < 2]
-    problems.skip("have fewer than two documents", alone)
+    sampling = settings.to_sampling()
+    if sampling.strategy == "single_relevant":
+        problems.add(
+            "sampling='single_relevant' draws by labels, and what is learnt here is the order of a ranking. Choose "
+            "another sampling, or FineTuning."
+        )
+    few = sampling.unlabelled(rankings.sizes) < 2
+    within = "" if settings.negative_ranks is None else f" at negative_ranks={settings.negative_ranks}"
+    problems.skip(
+        f"have fewer than two documents{within}", [rankings.qids[place] for place in np.flatnonzero(few).tolist()]
+    )
     left_out = problems.check(asked, settings.on_unusable)
     unusable = {qid for qids in problems.unusable.values() for qid in qids}
     members = [position for position, qid in enumerate(rankings.qids) if qid not in unusable]
@@ -262,6 +271,13 @@ def taught_data(
     )
     # Without a teacher the ranking that is given is the teacher's.
     taught_by = "the ranking that was given" if found.run is None else found.run.name
+    if teacher is None and found.run is None:
+        warnings.warn(
+            f"{who}.fit: there is no teacher, so what is distilled is the ranking that fit got; in a pipeline that is "
+            f"the first stage's. Give {who} a teacher, or, if that ranking is one, give it to fit as run=.",
+            TeacherWarning,
+            stacklevel=5,
+        )
     if teacher is not None:
         taught_by = ranker.name if isinstance(ranker, GivenRun) else _told(teacher)
     return Sourced(data, left_out, {"teacher": taught_by, **_about(found, text)})

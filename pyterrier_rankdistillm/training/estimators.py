@@ -97,7 +97,7 @@ class _StudentEstimator(pt.Estimator):
             topics_or_res_va: The first stage's results for the validation topics; requires ``qrels_va``.
             qrels_va: The relevance labels of the validation topics.
             run: Instead of results: a run file (TREC, Parquet, JSON lines) or a published run
-                (``"rankdistillm:rankzephyr"``). It is not read into memory.
+                (``"rankdistillm:rankzephyr"``), which is not read into memory, or a frame.
             text: A source for texts that are not in the frames: a text loader, or a dataset as for
                 ``runs.text_loader``. Overrides the constructor's.
             reuse: Parts that differ from what made the training in ``folder`` (``"teacher"``, ``"texts"``, ...),
@@ -356,7 +356,8 @@ class Distillation(_StudentEstimator):
         student: What to start from, as for ``FineTuning``, or a ``FineTuning``, which must be fitted first.
         teacher: A re-ranker (any PyTerrier transformer), which ranks the first stage's top ``depth``; or the run of
             one: a frame, a run file, or a published run (``"rankdistillm:rankzephyr"``). None: the ranking passed to
-            ``fit`` is the teacher's.
+            ``fit`` is the teacher's; as ``run=`` that is meant, as the first argument, where a pipeline gives its
+            first stage's results, it is done with a ``TeacherWarning``.
         recipe: ``"rank-distillm"`` (the default: RankNet over 100 passages per query, 3 epochs, 32 lists per step), or
             a YAML file of settings.
         text: A source for texts that are not in the frames: a text loader or a dataset.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checks import is_whole
 from ..errors import InputError
@@ -84,6 +85,17 @@ class Sampling:
             relevance: Labels of the query by docno, retrieved or not; empty if only the ranking counts.
         """
         return self._reason(self._pool(docnos, relevance), relevance)
+
+    def unlabelled(self, sizes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """How many documents can be drawn from rankings in which nothing is labelled.
+
+        Args:
+            sizes: Of the rankings, shape (rankings,).
+        """
+        first, end = self.negative_ranks or (0, np.iinfo(np.int64).max)
+        last = end if self.depth is None else min(self.depth, end)
+        drawn: NDArray[np.int64] = np.clip(sizes, first, max(first, last)) - first
+        return drawn
 
     def draw(
         self,

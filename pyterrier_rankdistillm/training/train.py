@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def train(
         sourced: The data to train on.
         settings: All settings.
         folder: Where checkpoints are written during training.
-        validation: Chooses the weights that are kept; None: the last ones are.
+        validation: Chooses the weights that are kept, those before training included; None: the last ones are.
         template: The settings to re-rank with in the validation.
         reuse: Parts of a kept training that may differ; see ``REUSABLE``.
         who: The estimator, for messages.
@@ -64,7 +65,7 @@ def train(
         FloatingPointError: The loss became infinite or NaN.
     """
     from .callbacks import MEASURE, discard_newer, last_checkpoint, step_of, stopped_early
-    from .trainer import ListwiseTrainer, quiet, resolved_dtype  # imports most of transformers
+    from .trainer import ListwiseTrainer, quiet, resolved_dtype, safe_attention  # imports most of transformers
 
     data = sourced.data
     steps = settings.total_steps(len(data.members))
@@ -109,6 +110,7 @@ def train(
         steps=steps,
         validate=None if validation is None else measure,
         resumed=resumed is not None,
+        start_can_win=not checkpoint.encoder.has_new_head,
     )
     claim = None
     if settings.folder is not None and trainer.is_world_process_zero():
@@ -118,12 +120,14 @@ def train(
             discard_newer(folder, resumed)
     started = time.monotonic()
     try:
-        with quiet():
+        with quiet(), safe_attention():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         if claim is not None:
             claim.ended()
     best = trainer.state.best_global_step if validation is not None else None
+    if best == 0:  # the start has no checkpoint that the Trainer could load
+        encoder = checkpoint.encoder.copy()
     record = Training(
         stage=stage,
         losses=str(Losses.of(settings.loss)),
@@ -139,6 +143,12 @@ def train(
     )
     if trainer.is_world_process_zero():
         _report(record, folder)
+        if best == 0:
+            warnings.warn(
+                f"{who}: no validation was better than that before training ({settings.measure} "
+                f"{trainer.state.best_metric:.4f}), so the student is as it was. Lower learning_rate, or train longer.",
+                stacklevel=4,
+            )
     return encoder.cpu().eval().requires_grad_(False), record
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
@@ -33,6 +34,10 @@ from .settings import Settings
 
 CPU_BATCH_TOKENS = 512
 """Measured (see benchmarks/README.md): larger batches do not fit in the processor's cache."""
+
+
+_PATIENCE = 7 * 24 * 3600
+"""Seconds that processes wait for each other: one validates, or fetches texts, while the others have nothing to do."""
 
 
 class Student(nn.Module):
@@ -59,6 +64,7 @@ class ListwiseTrainer(Trainer):
         steps: The number of optimiser steps.
         validate: Returns the validation measure of the current weights; called on one process.
         resumed: Whether training continues from a checkpoint.
+        start_can_win: Whether the weights before training take part where the best ones are chosen.
     """
 
     def __init__(
@@ -72,8 +78,10 @@ class ListwiseTrainer(Trainer):
         steps: int,
         validate: Callable[[], float] | None = None,
         resumed: bool = False,
+        start_can_win: bool = True,
     ) -> None:
         self.settings = settings
+        self.start_can_win = start_can_win
         self.losses = Losses.of(settings.loss)
         self.pad = tokenizer.pad
         self.validate = validate
@@ -223,6 +231,8 @@ class ListwiseTrainer(Trainer):
         metrics = {f"eval_{MEASURE}": value}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.state.global_step == 0 and self.start_can_win:  # the Trainer lets it take no part
+            self.state.best_metric, self.state.best_global_step = value, 0
         return metrics
 
     def _determine_best_metric(self, *args: Any, **options: Any) -> bool:
@@ -273,6 +283,7 @@ def training_arguments(
         disable_tqdm=True,
         report_to=[],
         ddp_find_unused_parameters=False,
+        ddp_timeout=_PATIENCE,
     )
     processes = args.world_size * settings.accumulation
     if settings.batch_size % processes:
@@ -312,6 +323,14 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(before)
+
+
+def safe_attention() -> contextlib.AbstractContextManager[None]:
+    """Attention without cuDNN's, whose gradients are NaN for some masks (pytorch#196678)."""
+    return cast(
+        contextlib.AbstractContextManager[None],
+        sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]),
+    )
 
 
 def groups_within(lists: Sequence[TrainingList], memory_tokens: int) -> Iterator[list[TrainingList]]:

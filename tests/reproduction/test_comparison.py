@@ -79,6 +79,36 @@ def test_first_stages_come_first() -> None:
     assert found["system"].tolist()[:2] == [FIRST_STAGE, "mine"]
 
 
+BASE, SMALL = "webis/monoelectra-base", "small"
+TESTED = Table(
+    "t",
+    (Task("y19", "c"),),
+    tuple(
+        Cell("paper", name, "bm25/y19", 0.7, mark)
+        for name, mark in ((FIRST_STAGE, True), (BASE, False), (SMALL, False))
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "systems", "marks"),
+    [
+        (BASE, [FIRST_STAGE, SMALL], [True, False, None]),
+        (SMALL, [FIRST_STAGE, SMALL], [None, None, None]),  # another baseline
+        (BASE, [FIRST_STAGE], [None, None]),  # corrected over fewer
+        (BASE, [FIRST_STAGE, SMALL, None], [None, None, None, None]),  # over more
+        (None, [FIRST_STAGE, SMALL], [None, None, None]),
+    ],
+)
+def test_the_paper_s_marks_stand_beside_those_of_the_same_tests_only(
+    baseline: str | None, systems: list[str | None], marks: list[bool | None]
+) -> None:
+    cells = [MeasuredCell("bm25/y19", str(name), name, 0.7, 0.004, significant=True) for name in systems]
+    cells.append(MeasuredCell("bm25/y19", BASE, BASE, 0.7, 0.004))
+    found = compare(TESTED, cells, baseline=baseline).set_index("system")["paper significant"]
+    assert [found[str(name)] for name in (*systems, BASE)] == marks
+
+
 def test_what_is_not_held_against_published_cells() -> None:
     found = compare(TABLE, [MeasuredCell("bm25/y19", "mine", "base", 0.1, 0.004)], not_compared="because")
     assert found["status"].iloc[0] == "not compared"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import tiny
 import toy
 
 from pyterrier_rankdistillm import Distillation, runs
+from pyterrier_rankdistillm.errors import TeacherWarning
 from pyterrier_rankdistillm.runs.given import run_of
 from pyterrier_rankdistillm.training.data import (
     Sourced,
@@ -296,6 +298,31 @@ def test_queries_with_one_document() -> None:
     found = taught(run, on_unusable="skip")
     assert found.left_out == {"have fewer than two documents": 1}
     assert members(found) == [qid for qid in QIDS if qid != "q4"]
+
+
+def test_a_ranking_without_a_teacher_is_told() -> None:
+    with pytest.warns(
+        TeacherWarning, match=r"^Distillation\.fit: there is no teacher, so what is distilled is the ranking"
+    ):
+        taught()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TeacherWarning)
+        taught(None, given={"run": RUN})
+        taught(given={"teacher": TEACHER})
+
+
+def test_negatives_from_ranks_that_no_ranking_has() -> None:
+    with pytest.raises(TrainingDataError, match=r"have fewer than two documents at negative_ranks=\(5, 9\)"):
+        taught(negative_ranks=(5, 9))
+    assert len(members(taught(negative_ranks=(4, 9)))) == 8
+
+
+@pytest.mark.parametrize("qrels", [None, QRELS])
+def test_a_teacher_s_ranking_is_not_drawn_from_by_labels(qrels: pd.DataFrame | None) -> None:
+    with pytest.raises(
+        TrainingDataError, match=r"sampling='single_relevant' draws by labels.*another sampling, or Fine"
+    ):
+        taught(RUN, qrels, sampling="single_relevant", sample_size=2)
 
 
 @pytest.mark.parametrize(

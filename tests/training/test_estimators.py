@@ -32,6 +32,7 @@ from pyterrier_rankdistillm.locks import hold, lock_in
 from pyterrier_rankdistillm.runs import published
 
 RUN, QRELS, TRAIN, VALID = toy.RUN, toy.QRELS, toy.TRAIN, toy.VALID
+KEPT_AS_IT_WAS = pytest.mark.filterwarnings("ignore:.*no validation was better than that before:UserWarning")
 TRAIN_TOPICS, VALID_TOPICS = toy.TOPICS[:6], toy.TOPICS[6:]
 BOTH = pytest.mark.parametrize("made", [toy.fine_tuning, toy.distillation])
 Made = Callable[..., FineTuning | Distillation]
@@ -54,10 +55,11 @@ def trained(one: Any) -> dict[str, Any]:
 def test_a_pipeline_is_fitted_and_re_ranks(model: tiny.Tiny, made: Made, validated: bool) -> None:
     one = made(model.folder, steps=6)
     pipeline = toy.first_stage() >> one
-    validation = (VALID_TOPICS, QRELS) if validated else ()
+    # What the training is sure to make better: else the student would be kept as it was.
+    validation = (TRAIN_TOPICS, QRELS if made is toy.fine_tuning else toy.FIRST_TWO) if validated else ()
     pipeline.fit(TRAIN_TOPICS, QRELS, *validation)
     assert ("nDCG@10" in one.training.log) == validated
-    assert (one.training.best_step is not None) == validated
+    assert bool(one.training.best_step) == validated
     ranking = pipeline(VALID_TOPICS)
     expected = one.reranker(VALID)
     pd.testing.assert_frame_equal(ranking, expected)
@@ -271,6 +273,7 @@ def test_dropout_of_the_training_is_not_saved(model: tiny.Tiny) -> None:
     assert not toy.same(trained(one), trained(fitted(toy.distillation(model.folder, dropout=0.0), TRAIN, None)))
 
 
+@KEPT_AS_IT_WAS
 def test_the_record(model: tiny.Tiny) -> None:
     one = toy.fine_tuning(model.folder, steps=4, valid_every=2, log_every=1, on_unusable="skip")
     one.fit(TRAIN, QRELS[QRELS["qid"] != "q3"], VALID, QRELS)
@@ -297,6 +300,7 @@ def test_the_record(model: tiny.Tiny) -> None:
     assert repr(record) == "Training(finetune, lce, 4 steps)"
 
 
+@KEPT_AS_IT_WAS
 def test_the_plot(model: tiny.Tiny, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     one = toy.distillation(model.folder, steps=4, valid_every=1, log_every=1)
@@ -312,6 +316,7 @@ def test_the_plot(model: tiny.Tiny, tmp_path: Path) -> None:
     assert len(fitted(toy.distillation(model.folder), TRAIN, None).training.plot().axes) == 1
 
 
+@KEPT_AS_IT_WAS
 def test_verbose_shows_progress_and_the_summary(model: tiny.Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     fitted(toy.distillation(model.folder, verbose=False), TRAIN, None)
     assert capsys.readouterr() == ("", "")

@@ -32,6 +32,7 @@ def test_every_ranking_counts() -> None:
     assert rankings_digest(Rankings.from_frame(frame.assign(score=frame["score"] * 2))) != digest
 
 
+@pytest.mark.filterwarnings("ignore:.*no validation was better than that before:UserWarning")
 def test_text_labels_loss_and_validation_count(
     model: tiny.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,9 @@ QRELS = pd.DataFrame(
 )
 """Of each query's documents, the second and the fifth are relevant."""
 
+FIRST_TWO = RUN.assign(label=(RUN["rank"] < 2).astype(int))[["qid", "docno", "label"]]
+"""What a student that learns the run's order is right about."""
+
 QUICK: dict[str, Any] = {
     "batch_size": 4,
     "learning_rate": 1e-3,
