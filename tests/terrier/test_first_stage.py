@@ -32,7 +32,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=280,  # on a busy machine
     )
 
 
@@ -46,6 +46,7 @@ def home(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.timeout(600)
 def test_vaswani_s_cell_from_an_empty_cache(home: Path, tmp_path: Path) -> None:
     offline = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     offline |= {"IR_DATASETS_HOME": str(home), "IR_DATASETS_DL_TRIES": "1"}
@@ -190,7 +191,7 @@ def test_indexing_that_is_stopped_leaves_no_index(stop: signal.Signals, tmp_path
     while child.stdout.readline().strip() != "indexing":
         assert child.poll() is None
     child.send_signal(stop)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=200)
     if stop == signal.SIGINT:  # Ctrl-C is Python's
         assert (child.returncode, out.split()) == (7, ["interrupted", "finally"]), err
         assert not (tmp_path / "indices").exists()
@@ -213,7 +214,7 @@ def test_java_that_is_not_there_is_told_twice(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=200,
     )
     told = done.stdout.splitlines()
     assert len(told) == 2, done
