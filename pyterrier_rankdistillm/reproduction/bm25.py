@@ -334,8 +334,7 @@ def _index(stream: _Stream, folder: Path) -> None:
 
     def work() -> None:
         try:
-            indexer = pt.terrier.IterDictIndexer(os.fspath(folder), meta={"docno": DOCNO_LENGTH})
-            indexer.index(iter(stream))
+            _given_to_terrier(stream, folder)
         except Exception as error:
             failed.append(error)
         finally:
@@ -357,6 +356,11 @@ def _index(stream: _Stream, folder: Path) -> None:
             raise stream.error
     if failed:
         raise InputError(_WHO, f"Terrier could not index {stream._name} ({failed[0]}).") from failed[0]
+
+
+def _given_to_terrier(stream: _Stream, folder: Path) -> None:
+    """A frame of its own, with which Java's objects go before their thread lets go of Java."""
+    pt.terrier.IterDictIndexer(os.fspath(folder), meta={"docno": DOCNO_LENGTH}).index(iter(stream))
 
 
 def _lines(folder: Path) -> str:
