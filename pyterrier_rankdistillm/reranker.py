@@ -271,15 +271,16 @@ class CrossEncoderReRanker(pt.Transformer):
             folder = self.save(Path(scratch) / "checkpoint", format=format, model_card=model_card)
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a re-ranker")
-        return str(commit)
+        return commit.commit_url
 
     def __repr__(self) -> str:
         """The settings that differ from their defaults, so that tables and caches tell re-rankers apart."""
-        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        # Of the method, since the class's is that of PyTerrier's __new__ before Python 3.11.4.
+        defaults = {p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()}
         changed = [
             f"{name}={getattr(self, name)!r}"
             for name, default in defaults.items()
-            if name != "model" and getattr(self, name) != default
+            if name not in ("self", "model") and getattr(self, name) != default
         ]
         model = self.model if isinstance(self.model, str | Checkpoint) else os.fspath(self.model)
         return f"{type(self).__name__}({', '.join([repr(model), *changed])})"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,14 +23,35 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 
 
+TOGETHER = {"tests/scale/": "ray", "[scale.rst]": "ray", "tests/runs/test_hub.py": "hub"}
+"""With ``pytest -n 2 --dist loadgroup`` one process has the Ray, one asks the hub's client: parts of node ids."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """pytest-xdist 3.8 does not see its own groups where pytest is 9.2."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for part, group in TOGETHER.items() if part in nodeid), nodeid)
+
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()) or "[scale.rst]" in item.name:
-            item.add_marker(pytest.mark.xdist_group("ray"))  # pytest -n 2 --dist loadgroup: one process has the Ray
     if not ((SHARED / "data").is_dir() and (SHARED / "reference").is_dir()):
         for item in items:
             if item.get_closest_marker("shared"):
                 item.add_marker(pytest.mark.skip(reason=f"{SHARED} is not here"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """Trainings and tests of significance collect garbage, which need not look at all modules again: half a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -56,9 +80,13 @@ def cluster() -> Iterator[None]:
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal", RAY_worker_niceness="0")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "scale"), str(HERE), os.environ.get("PYTHONPATH", "")])
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(address="local", num_cpus=3, object_store_memory=100 << 20, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray 2.47 leaves a file and its processes to the collector
+        ray.init(address="local", num_cpus=3, object_store_memory=100 << 20, **options)
     yield
-    ray.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
 
 
 @pytest.fixture

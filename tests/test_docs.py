@@ -40,29 +40,38 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.lightning_ir(tmp_path_factory.mktemp("small"), config=config, max_position_embeddings=512).folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in WITHOUT_CODE], ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(
-    page: Path, small: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    """README with the demo's checkpoint and all cores, other pages with a tiny one in its place."""
-    code = blocks(page)
-    assert code
-    if any("rerank_dataset" in block for block in code):
-        request.getfixturevalue("cluster")  # whose workers open the demo's own
-    elif page.suffix == ".rst":
-        monkeypatch.setattr(folders, "demo_folder", lambda: small)
-    else:
-        threads = torch.get_num_threads()
-        request.addfinalizer(lambda: torch.set_num_threads(threads))
-        torch.set_num_threads(os.cpu_count() or 1)
+def run(page: Path) -> None:
     names: dict[str, object] = {}
     with warnings.catch_warnings():
         # PyTerrier's advice about plans, and pandas' about what PyTerrier's sliding does.
         warnings.filterwarnings("ignore", message="There are shared pipeline components")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=TruncationWarning)  # the cascade shows shorter passages
-        for block in code:
+        for block in blocks(page):
             exec(compile(block, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in WITHOUT_CODE], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(
+    page: Path, small: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """With a tiny checkpoint in the place of the demo's."""
+    code = blocks(page)
+    assert code
+    if any("rerank_dataset" in block for block in code):
+        request.getfixturevalue("cluster")  # whose workers open the demo's own
+    else:
+        monkeypatch.setattr(folders, "demo_folder", lambda: small)
+    run(page)
+
+
+@pytest.mark.slow
+def test_the_code_of_readme_runs_with_the_demo_checkpoint(request: pytest.FixtureRequest) -> None:
+    """On all cores: its training takes a minute."""
+    threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    torch.set_num_threads(os.cpu_count() or 1)
+    run(ROOT / "README.md")
 
 
 def test_links_of_readme_work_where_it_is_shown() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import families
+import huggingface_hub
 import ir_measures
 import numpy as np
 import pandas as pd
@@ -833,10 +834,13 @@ class FakeHub:
     def create_repo(self, repo_id: str, **options: Any) -> None:
         self.made.append({"repo_id": repo_id, **options})
 
-    def upload_folder(self, *, folder_path: Path, **options: Any) -> str:
+    def upload_folder(self, *, folder_path: Path, **options: Any) -> huggingface_hub.CommitInfo:
         self.files = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
         self.uploads.append(options)
-        return "https://huggingface.co/owner/name/commit/0123abc"
+        return huggingface_hub.CommitInfo(
+            commit_url="https://huggingface.co/owner/name/commit/0123abc", commit_message="", commit_description="",
+            oid="0123abc",
+        )  # fmt: skip
 
 
 @pytest.fixture

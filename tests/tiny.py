@@ -231,7 +231,9 @@ def load_state(folder: Path) -> dict[str, Tensor]:
 
 
 def save_state(folder: Path, state: Mapping[str, Tensor]) -> None:
-    save_file(dict(state), folder / "model.safetensors", metadata={"format": "pt"})
+    """Writes beside the file that is there and replaces it: ``state`` may be mapped from it, as ``load_state``'s is."""
+    save_file(dict(state), folder / "new.safetensors", metadata={"format": "pt"})
+    (folder / "new.safetensors").replace(folder / "model.safetensors")
 
 
 def copy(folder: Path, target: Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -113,6 +114,11 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """The versions of Python and of those of ``PACKAGES`` that are installed."""
+    return dict(_versions())
+
+
+@functools.cache  # each is read from a file, and what a process has imported does not change
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

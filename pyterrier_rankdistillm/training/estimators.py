@@ -204,7 +204,8 @@ class _StudentEstimator(pt.Estimator):
 
     def attributes(self) -> list[pt.inspect.TransformerAttribute]:
         """The constructor's arguments, with those settings that were given."""
-        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        # Of the method, since the class's is that of PyTerrier's __new__ before Python 3.11.4.
+        defaults = {p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()}
         keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
         told = [
             pt.inspect.TransformerAttribute(

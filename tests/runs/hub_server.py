@@ -70,7 +70,8 @@ def serving_hub() -> Iterator[Hub]:
             if path == "/api/repos/create":
                 wanted = json.loads(body)
                 repo = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
-                hub.commits.setdefault(repo, [])
+                if repo not in hub.commits:
+                    hub.commit(repo, {".gitattributes": b""})
                 self.json({"url": f"{hub.address}/{repo}", "name": repo})
             elif path == "/api/validate-yaml":
                 self.json({"errors": [], "warnings": []})

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import tiny
 import torch
@@ -110,6 +111,7 @@ def online(hub: Hub, home: Path) -> dict[str, Any]:
     commit = hub.commits["webis/whole"][0][0]
     return ask(hub, home, {
         "cut": ("scores", ["webis/cut"], {}),
+        "cut, again": ("scores", ["webis/cut"], {}),
         "main": ("scores", ["webis/whole"], {}),
         "branch": ("scores", ["webis/whole"], {"revision": "older"}),
         "commit": ("scores", ["webis/whole"], {"revision": commit}),
@@ -148,7 +150,13 @@ def test_a_sharded_model(online: dict[str, Any], right: list[float]) -> None:
 
 
 def test_a_cut_connection_goes_on(hub: Hub, online: dict[str, Any], right: list[float]) -> None:
-    assert online["cut"][0] == pytest.approx(right, abs=1e-5)
+    """By itself, or with a client older than 1.0 when it is asked again."""
+    if int(huggingface_hub.__version__.partition(".")[0]) < 1:
+        assert "ChunkedEncodingError" in online["cut"]
+        assert "Check the name and the connection" in online["cut"]
+    else:
+        assert online["cut"] == online["cut, again"]
+    assert online["cut, again"][0] == pytest.approx(right, abs=1e-5)
     asked = [path for method, path, _ in hub.asked if method == "GET" and path.startswith("/webis/cut/resolve/")]
     assert hub.cut["model.safetensors"] == []
     assert sum(path.endswith("/model.safetensors") for path in asked) == 2
@@ -174,7 +182,7 @@ def test_a_published_run_comes_through_the_client(hub: Hub, online: dict[str, An
 
 
 def test_a_push_of_a_large_file(hub: Hub, online: dict[str, Any], right: list[float]) -> None:
-    ((sha, files),) = hub.commits["me/mine"]
+    _, (sha, files) = hub.commits["me/mine"]  # the first is the hub's own
     assert online["push"] == f"{hub.address}/me/mine/commit/{sha}"
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
     (stored,) = hub.stored.items()

@@ -64,6 +64,7 @@ def test_a_run_file_in_a_checkpoint_out(
     pd.testing.assert_frame_equal(saved(frame), one(frame), rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Distillation. no validation was better")
 def test_a_validation_run(model: tiny.Tiny, run_file: Path, tmp_path: Path) -> None:
     run = pt.get_dataset("rankdistillm:demo").get_results()
     runs.write(run.loc[run["qid"] > "q28", ["qid", "docno", "score", "rank"]], tmp_path / "valid.run")
