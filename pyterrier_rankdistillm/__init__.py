@@ -11,6 +11,7 @@ from .errors import (
     DataFileError,
     DownloadError,
     InputError,
+    JavaError,
     KeptWorkError,
     OrderWarning,
     RankDistillmError,
@@ -22,6 +23,7 @@ from .errors import (
     TrainingDataError,
     WorkerError,
 )
+from .query_language import RewrittenQueryWarning
 
 if TYPE_CHECKING:
     from . import reproduction, runs, scale, training
@@ -44,6 +46,7 @@ __all__ = [
     "DownloadError",
     "FineTuning",
     "InputError",
+    "JavaError",
     "KeptWorkError",
     "KeptWorkWarning",
     "LongListWarning",
@@ -54,6 +57,7 @@ __all__ = [
     "RankingError",
     "Reproduction",
     "ReproductionError",
+    "RewrittenQueryWarning",
     "RunFileError",
     "SetEncoderReRanker",
     "ShardError",

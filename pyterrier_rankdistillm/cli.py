@@ -127,7 +127,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-_FILES = {"topics": "tsv, JSON lines, Parquet", "qrels": "TREC", "text": "JSON lines, Parquet"}
+_FILES = {
+    "topics": "file (tsv, JSON lines, Parquet)", "qrels": "file (TREC)",
+    "text": "file (JSON lines, Parquet), folder of a Terrier index",
+}  # fmt: skip
 
 
 def _add_data(parser: argparse.ArgumentParser, what: str, kinds: Sequence[str], default: str) -> None:
@@ -135,7 +138,7 @@ def _add_data(parser: argparse.ArgumentParser, what: str, kinds: Sequence[str], 
     parser.add_argument("--dataset", help=f"where {what} come from: an ir_datasets id, or rankdistillm:demo (default: "
                         f"{default})")  # fmt: skip
     for kind in kinds:
-        parser.add_argument(f"--{kind}", help=f"file ({_FILES[kind]}) or dataset (default: --dataset)")
+        parser.add_argument(f"--{kind}", help=f"{_FILES[kind]} or dataset (default: --dataset)")
 
 
 def _add_order(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +153,12 @@ def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     reproduce.add_argument("table", help="trec-dl-2019, trec-dl-2020, trec-dl, tirex, ablation-loss, ablation-size")
     reproduce.add_argument("--first-stage", action="append", required=True, metavar="[NAME=]RUN",
-                           help="run file, with {task} for the task; or tira; may be repeated with names")  # fmt: skip
+                           help="run file, with {task} for the task; or tira; or bm25, which is made here (bm25:FOLDER "
+                           "searches an index of yours); may be repeated with names")  # fmt: skip
+    reproduce.add_argument("--task", action="append", metavar="TASK",
+                           help="run only this task or corpus; may be repeated (default: the whole table)")  # fmt: skip
+    reproduce.add_argument("--indices", type=Path, metavar="FOLDER",
+                           help="where bm25 makes its indexes (default: under ir_datasets' home)")  # fmt: skip
     reproduce.add_argument("--system", action="append", default=[], metavar="NAME=MODEL",
                            help="hub id (hub-id@revision), folder or run file; may be repeated")  # fmt: skip
     reproduce.add_argument("--published", action="append", default=[], metavar="NAME=ROW",
@@ -242,7 +250,7 @@ def _rerank(args: argparse.Namespace) -> None:
         topics = _dataset_of(args.run, given, "--topics or --dataset")
     if text is None and args.text_field not in run.columns:
         text = _dataset_of(args.run, given, "--text or --dataset")
-    loader = None if text is None else texts_of(text, who="rerank", argument="--text")
+    loader = None if text is None else texts_of(text, who="rerank", argument="--text", field=args.text_field)
     reranker = of_its_kind(reranker)
     _ = reranker.scorer  # the model and the device are there
     if topics is not None:
@@ -312,6 +320,8 @@ def _reproduce(args: argparse.Namespace) -> int:
         qrels=args.qrels or args.dataset,
         text=args.text or args.dataset,
         condensed=args.condensed,
+        tasks=args.task,
+        indices=args.indices,
         folder=args.folder,
         reuse=args.reuse,
         verbose=True,

@@ -14,6 +14,7 @@
     ├── ReproductionError (ValueError)   nothing of a table could be run
     ├── DownloadError (OSError)          a file could not be downloaded from any source
     ├── InUseError (OSError)             another process is doing the same work
+    ├── JavaError (RuntimeError)         Java or Terrier cannot be started
     └── WorkerError (ChildProcessError)  workers of Ray died
 """
 
@@ -86,6 +87,10 @@ class DownloadError(RankDistillmError, OSError):
 
 class InUseError(RankDistillmError, OSError):
     """Another process (or another thread of this one) is at the same work; the message says which, and since when."""
+
+
+class JavaError(RankDistillmError, RuntimeError):
+    """Java, or Terrier in it, cannot be started; the message says what is missing, and how to get it."""
 
 
 class WorkerError(RankDistillmError, ChildProcessError):

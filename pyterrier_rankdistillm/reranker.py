@@ -8,6 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, ParamSpec, cast, get_args
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from .checks import first_no_text, is_text, is_whole, told, whole
 from .errors import CheckpointError
+from .query_language import RewrittenQueryWarning, remedy, rewritten
 from .scoring.checkpoint import Checkpoint, Format
 from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
@@ -104,6 +106,9 @@ class CrossEncoderReRanker(pt.Transformer):
             that logits beyond 16 become ties.
         verbose: Show a progress bar with pairs per second.
 
+    Queries in Terrier's query language, as RM3 leaves them, are told by one ``RewrittenQueryWarning``:
+    ``pt.rewrite.reset()`` before the re-ranker restores what was asked.
+
     Raises:
         ValueError: A setting is out of range. While scoring: a query or text is missing or is not a string, or a score
             is not finite; the message names the docno.
@@ -147,7 +152,7 @@ class CrossEncoderReRanker(pt.Transformer):
         self.activation = activation
         self.verbose = verbose
         self._opened: tuple[tuple[Any, ...], Checkpoint, Scorer] | None = None
-        self._warned: set[type[Warning]] = set()
+        self._warned: frozenset[type[Warning]] = frozenset()
         self._check_settings()
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -167,10 +172,12 @@ class CrossEncoderReRanker(pt.Transformer):
         self._check_ids(inp)
         queries = self._strings(inp, "query")
         texts = self._strings(inp, self.text_field)
+        fact = rewritten(zip(inp["qid"].tolist(), queries, strict=True))
+        self._warn_of_rewriting(fact, inp)
         with pt.tqdm(total=len(inp), desc=self.schematic["label"], unit=" pairs", disable=not self.verbose) as bar:
             scored = self._scored(inp, queries, texts, bar.update)
         self._check_finite(inp, scored.scores)
-        self._warn_of_cuts(scored)
+        self._warn_of_cuts(scored if fact is None else replace(scored, query_cuts=0))  # which was told by then
         return ranked(inp, self._activated(scored.scores))
 
     def transform_iter(self, inp: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -354,8 +361,8 @@ class CrossEncoderReRanker(pt.Transformer):
                 raise
             raise pt.validate.InputValidationError(
                 f"{error.args[0]} Re-ranking needs the passages' text in column {self.text_field!r}: put "
-                f"`>> dataset.text_loader()` or `>> pt.text.get_text(dataset)` before this re-ranker, or name another "
-                f"column with text_field.",
+                f"`>> dataset.text_loader()` (or, where an index has the texts, `>> pt.text.get_text(index, 'text')`) "
+                f"before this re-ranker, or name another column with text_field.",
                 error.modes,
             ) from None
         doubled = [name for name in needed if (inp.columns == name).sum() > 1]
@@ -409,6 +416,14 @@ class CrossEncoderReRanker(pt.Transformer):
             f"{scores[row]}; {len(bad)} of {len(scores)} scores are not finite. {remedy}"
         )
 
+    def _warn_of_rewriting(self, fact: str | None, inp: pd.DataFrame) -> None:
+        if fact is not None:
+            self._warn_once(
+                RewrittenQueryWarning,
+                f"reads queries as words, but {fact}. It ranks worse then. {remedy(inp.columns)}",
+                stacklevel=4,
+            )
+
     def _warn_of_cuts(self, scored: Scored) -> None:
         if not (scored.query_cuts or scored.doc_cuts):
             return
@@ -435,7 +450,7 @@ class CrossEncoderReRanker(pt.Transformer):
 
     def _warn_once(self, category: type[Warning], what: str, *, stacklevel: int) -> None:
         if category not in self._warned:
-            self._warned.add(category)
+            self._warned |= {category}
             message = f"{type(self).__name__} {what} This is said once per transformer."
             warnings.warn(message, category, stacklevel=stacklevel)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,9 +15,10 @@ from ir_measures import Measure
 from ..checks import is_whole, whole
 from ..extras import is_installed, missing
 from ..runs.given import GivenRun
-from .catalogue import DEPTH, FIRST_STAGE, Table
+from .catalogue import DEPTH, FIRST_STAGE, Table, Task
 from .comparison import MODEL_TOLERANCE, RUN_TOLERANCE
 from .pooling import Mode
+from .texts import wants_text
 
 CONDENSED = "first stage, condensed"
 """The row for the first stage cut to the documents that have a text."""
@@ -44,12 +46,19 @@ class Arguments:
     folder: Path | None
     verbose: bool
     reuse: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depth", whole(self.depth))
         problems = [*self._problems_of_systems(), *self._problems_of_the_rest()]
         if problems:
             raise ValueError("\n".join(f"reproduce: {problem}" for problem in problems))
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that were asked for, of the table's."""
+        wanted = self.only
+        return tuple(t for t in self.table.tasks if wanted is None or t.name in wanted or t.corpus in wanted)
 
     @property
     def reusable(self) -> list[str]:
@@ -69,10 +78,11 @@ class Arguments:
         row = self.baseline or next(iter(self.systems), None)
         return self.first_row if row == FIRST_STAGE else row
 
-    @property
-    def needs_text(self) -> bool:
-        """Whether a system reads texts, or only documents with a text are ranked."""
-        return self.condensed or any(isinstance(system, pt.Transformer) for system in self.systems.values())
+    @cached_property
+    def wanting_text(self) -> frozenset[str]:
+        """The systems that get texts."""
+        live = {name: system for name, system in self.systems.items() if isinstance(system, pt.Transformer)}
+        return frozenset(name for name, system in live.items() if wants_text(system))
 
     def published_as(self, system: str) -> str | None:
         """The published row that a system is compared with."""
@@ -110,6 +120,12 @@ class Arguments:
                 yield f"published rows of {self.table.name} are {known}, got {row!r}."
         if self.condensed and self.text is None:
             yield "condensed=True ranks only the documents that text has, but text is None. Give a frame or a file."
+        places = list(dict.fromkeys(name for task in self.table.tasks for name in (task.corpus, task.name)))
+        if self.only is not None and not self.only:
+            yield f"tasks must name some of {', '.join(places)}, got none."
+        for name in self.only or ():
+            if name not in places:
+                yield f"tasks of {self.table.name} are {', '.join(places)}, got {name!r}."
         for part in self.reuse:
             if part not in self.reusable:
                 yield f"reuse must name what an error printed, of {', '.join(self.reusable)}, got {part!r}."

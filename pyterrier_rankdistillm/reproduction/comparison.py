@@ -36,6 +36,7 @@ class MeasuredCell:
         tolerance: The largest difference that still counts as reproduced.
         significant: Whether it differs significantly from the baseline; None if that was not tested.
         mismatches: Why it is not comparable with the published cell.
+        alike: Whether its tasks are pooled alike in both modes, so that it compares in both (if nothing else differs).
     """
 
     setting: str
@@ -45,6 +46,7 @@ class MeasuredCell:
     tolerance: float
     significant: bool | None = None
     mismatches: tuple[str, ...] = ()
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def compare(
         measured: The measured cells.
         baseline: The published row that was tested against. Marks of the paper stand beside others only where it and
             the systems that were tested are the paper's, since they were corrected over those.
-        not_compared: Why measured cells are not compared with published ones; None if they are.
+        not_compared: Why measured cells that are not pooled alike are not compared; None if all are.
 
     Returns:
         The columns ``COLUMNS``, one row per cell.
@@ -166,7 +168,7 @@ def within(difference: float, tolerance: float) -> bool:
 def _status(cell: MeasuredCell, differences: Mapping[str, float], not_compared: str | None) -> tuple[str, str]:
     if cell.published_as is None:
         return NOT_PUBLISHED, "; ".join(cell.mismatches)
-    if not_compared and (differences or cell.mismatches):
+    if not_compared and not (cell.alike and not cell.mismatches) and (differences or cell.mismatches):
         return NOT_COMPARED, not_compared
     if cell.mismatches:
         return NOT_COMPARABLE, "; ".join(cell.mismatches)

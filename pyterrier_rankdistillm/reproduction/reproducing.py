@@ -22,7 +22,21 @@ from ..runs.given import GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of
 from ..runs.records import hardware, versions
 from . import tasks as task_data
 from .arguments import CONDENSED, Arguments
-from .catalogue import ARITHMETIC, ARTEFACTS, DEPTH, FIRST_STAGE, GEOMETRIC, TABLES, YEARS, Table, Task, table, tasks
+from .bm25 import bm25_of, default_indices, is_bm25
+from .catalogue import (
+    ARITHMETIC,
+    ARTEFACTS,
+    CRANFIELD,
+    DEPTH,
+    FIRST_STAGE,
+    GEOMETRIC,
+    TABLES,
+    YEARS,
+    Table,
+    Task,
+    table,
+    tasks,
+)
 from .comparison import MeasuredCell, compare, identify, mismatches
 from .evaluation import CELL, MAIN, by_query, evaluate, geometric_mean, parse, with_relevance
 from .pooling import Mode, Pool, pool
@@ -44,6 +58,8 @@ def reproduce(
     qrels: Qrels | Mapping[str, Qrels] | None = None,
     text: Texts | Mapping[str, Texts] | None = None,
     condensed: bool = False,
+    tasks: Sequence[str] | None = None,
+    indices: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     reuse: Sequence[str] = (),
     verbose: bool = False,
@@ -71,12 +87,15 @@ def reproduce(
         first_stage: A run (file or frame) or a retriever; or a mapping of first stages by name (``"bm25"``,
             ``"colbertv2"``), or by task or corpus, or by name and then by task. In a file name, ``{task}`` is replaced
             by the task, with dashes instead of slashes. ``"tira"`` (or ``"tira:task/team/software"``) fetches TIRA's.
+            ``"bm25"`` makes the paper's here: each corpus is indexed by Terrier, once, and searched with BM25 (on
+            TREC DL by PyTerrier's ready-made index); it needs Java. ``"bm25:FOLDER"`` searches an index of your own.
+            (A file of that name is ``"./bm25"``.)
         measures: Measures of ir-measures, as objects or names; nDCG@10 is always added. Binary ones without a relevance
             level of their own get the task's (2 on TREC DL).
         baseline: The system to test the others against, by paired t-test with Holm's correction over the systems of
             the call; default: the first system.
-        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which alone is
-            comparable with published cells; see ``pooling.pool``.
+        mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which is
+            comparable with published cells (of corpora with one task both may be); see ``pooling.pool``.
         depth: Largest number of documents per topic.
         published: The published row that a system is compared with, by the system's name; default: that of the model it
             was loaded from, or of its own name. ``table(name).systems`` of ``reproduction.catalogue`` lists them.
@@ -87,6 +106,10 @@ def reproduce(
             for systems that are not runs.
         condensed: Rank only the documents that ``text`` has. Such cells are marked as condensed lists, and are not
             comparable with published values.
+        tasks: Which tasks or corpora of the table to run; default: all. Means and parts are counted against the whole
+            table. Calls for other tasks go on in the same ``folder``.
+        indices: The folder of the indexes that ``first_stage="bm25"`` makes, one a corpus; default: under ir_datasets'
+            home. Each is an ordinary Terrier index.
         folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call continues
             where an earlier one stopped. Needs pyarrow.
         reuse: Parts that differ from what made the runs in ``folder`` (``"systems.base"``, ``"first stage"``), although
@@ -98,6 +121,7 @@ def reproduce(
         ReproductionError: Nothing could be run; the message says what to do for each task. Or a system omits, repeats
             or adds documents, or gives scores that are not numbers.
         KeptWorkError: ``folder`` holds runs of other work. All are named, before anything is run.
+        JavaError: ``first_stage="bm25"`` needs Java and Terrier, and they cannot be started.
         InUseError: Another process works in ``folder``.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -120,8 +144,9 @@ def reproduce(
         folder=None if folder is None else Path(folder).expanduser().absolute(),
         verbose=verbose,
         reuse=(reuse,) if isinstance(reuse, str) else tuple(reuse),
+        only=None if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks),
     )
-    stages = task_data.first_stages(first_stage, chosen)
+    stages = _with_bm25(task_data.first_stages(first_stage, chosen), arguments, indices)
     task_data.check_sources(stages, arguments)
     with ExitStack() as stack:
         if arguments.folder is not None:
@@ -140,6 +165,31 @@ def _system(name: str, given: Any) -> pt.Transformer | GivenRun | str:
     return ranker_of(given, who="reproduce", argument=f"system {name!r}")
 
 
+def _with_bm25(
+    stages: dict[str, dict[str, Any]], arguments: Arguments, indices: str | os.PathLike[str] | None
+) -> dict[str, dict[str, Any]]:
+    """First stages, where words stand for what they stand for."""
+    words = {source for sources in stages.values() for source in sources.values() if is_bm25(source)}
+    if indices is not None and "bm25" not in words:
+        raise ValueError("reproduce: indices is where first_stage='bm25' makes indexes, and no first stage is 'bm25'.")
+    made: dict[tuple[str, str], Any] = {}
+    folder = default_indices() if indices is None else Path(indices).expanduser().absolute()
+    for sources in stages.values():
+        corpora = {task.corpus for task in arguments.tasks if str(sources[task.name]).startswith("bm25:")}
+        if len(corpora) > 1 and len({str(sources[task.name]) for task in arguments.tasks}) == 1:
+            raise ValueError(
+                f"reproduce: first_stage {next(iter(sources.values()))!r} is an index of one corpus, and "
+                f"{len(corpora)} are to be searched. Choose one with tasks=, or give a mapping by corpus."
+            )
+        for task in arguments.tasks:
+            source = sources[task.name]
+            if is_bm25(source):
+                given = task_data.of_task(arguments.text, task)
+                one = bm25_of(source, task, given, folder, verbose=arguments.verbose)
+                sources[task.name] = made.setdefault((source, str(one.index)), one)  # tasks of a corpus share it
+    return stages
+
+
 class _Reproducing:
     """One call of ``reproduce``: first stages, then systems, then numbers."""
 
@@ -153,6 +203,7 @@ class _Reproducing:
         self.task_cells: list[dict[str, Any]] = []
         self.per_query: list[pd.DataFrame] = []
         self.measured: list[MeasuredCell] = []
+        self._alike: set[str] = set()
 
     def run(self, stages: Mapping[str, Mapping[str, Any]]) -> Reproduction:
         """Runs everything.
@@ -161,6 +212,7 @@ class _Reproducing:
             stages: The first stages' sources, by name and task.
         """
         self.systems.compare(stages)
+        self.systems.prepare(stages)
         found: dict[str, tuple[list[TaskRuns], tuple[str, ...]]] = {}
         for stage, sources in stages.items():
             found |= self._first_stage(stage, sources, taken=found)
@@ -182,7 +234,7 @@ class _Reproducing:
         self, stage: str, sources: Mapping[str, Any], taken: Mapping[str, Any]
     ) -> dict[str, tuple[list[TaskRuns], tuple[str, ...]]]:
         """A first stage's documents by setting, and why its cells do not compare with the paper's."""
-        candidates = [self.systems.first_stage(stage, task, sources.get(task.name)) for task in self.table.tasks]
+        candidates = [self.systems.first_stage(stage, task, sources.get(task.name)) for task in self.arguments.tasks]
         ranked = [found for found in candidates if found is not None]
         if self.pools_tasks:
             corpora = {r.task.corpus: [other for other in ranked if other.task.corpus == r.task.corpus] for r in ranked}
@@ -200,8 +252,11 @@ class _Reproducing:
         pooled = self._pool(place, ranked, {FIRST_STAGE: "found"})
         value = evaluate(pooled, (MAIN,))[0]["value"]
         identified = identify(self.table, stage, place, value)
+        problem = identified.problem
+        if problem and place == CRANFIELD and not any(r.as_found for r in ranked):
+            problem = ARTEFACTS[CRANFIELD]  # a first stage whose numbers match cannot have the published value
         problems = mismatches(
-            first_stage=identified.problem,
+            first_stage=problem,
             topics={r.task.name: r.topic_counts for r in ranked},
             # Small corpora have fewer documents to find, so only the requested depth counts there.
             depths=[self.arguments.depth if self.pools_tasks else r.usual_depth for r in ranked],
@@ -218,6 +273,8 @@ class _Reproducing:
         measures = with_relevance(arguments.measures, ranked[0].task.relevant)
         found, kept = sum(len(r.found) for r in ranked), sum(len(r.kept) for r in ranked)
         part = self._part_of(setting, ranked)
+        if self._is_alike(setting, ranked):
+            self._alike.add(setting)
         if arguments.condensed:  # the whole first stage is not one of the systems that are compared
             whole = self._pool(setting, ranked, {FIRST_STAGE: "found"})
             self._add(setting, ranked, whole, measures, None, (found, found))
@@ -280,8 +337,16 @@ class _Reproducing:
                 tolerance=self.arguments.tolerance(system),
                 significant=cell.get("significant"),
                 mismatches=problems,
+                alike=setting in self._alike,
             )
         )
+
+    def _is_alike(self, corpus: str, ranked: list[TaskRuns]) -> bool:
+        """Whether a corpus is pooled alike in both modes: of one task, all of whose topics have documents."""
+        if not self.pools_tasks or corpus in ARTEFACTS or len(ranked) > 1:
+            return False
+        rows = {self.arguments.first_row: ranked[0].kept, **ranked[0].runs}
+        return set(ranked[0].topics["qid"]) == set(pool([ranked[0].part(rows)], "as_published").topics["qid"])
 
     def _part_of(self, corpus: str, ranked: list[TaskRuns]) -> tuple[str, ...]:
         """A reason if not all tasks of a corpus were run."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pyterrier as pt
@@ -14,6 +15,7 @@ import pyterrier as pt
 from .. import runs
 from ..errors import ReproductionError
 from ..reranker import CrossEncoderReRanker
+from ..runs.java import start_java
 from ..runs.kept import Record, Refusal, Work, refused
 from ..runs.making import FIRST_STAGE as FIRST_PART
 from ..runs.making import MadeRun, Roles, make_run
@@ -22,9 +24,11 @@ from ..runs.records import frame_digest
 from ..runs.shards import kept_at
 from . import tasks as task_data
 from .arguments import Arguments, file_name
+from .bm25 import Bm25, Index
 from .catalogue import FIRST_STAGE, Task
 from .pooling import Part
 from .tasks import DataUnavailable
+from .texts import OwnTexts
 
 _SHARD = 8  # topics that are lost at most when a run is interrupted
 
@@ -99,6 +103,7 @@ class Systems:
         self._taken: dict[str, Record] = {}
         self._taken_stages: dict[Path, Record] = {}
         self._kept: dict[str, list[str]] = {}
+        self._data: dict[str, Any] = {}
 
     def compare(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
         """Compares all systems, and first stages that are run here, with what made the runs that are kept.
@@ -117,7 +122,7 @@ class Systems:
         self._taken = work.trees
         found: list[Refusal | None] = []
         for stage, sources in stages.items():
-            for task in self.arguments.table.tasks:
+            for task in self.arguments.tasks:
                 source = sources.get(task.name)
                 path = self._path(stage, task, FIRST_STAGE)
                 kept = kept_at(path) if _is_run_here(source) else None
@@ -138,6 +143,58 @@ class Systems:
                 reusable=self.arguments.reusable,
             )
 
+    def prepare(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
+        """Opens all that can be missing where first stages are made here, before the first index is made.
+
+        Args:
+            stages: The first stages' sources, by name and task.
+
+        Raises:
+            JavaError: Java or Terrier cannot be started.
+            InputError: An index is there, but of other documents, or made otherwise.
+        """
+        wanted: dict[str, Index] = {}
+        for stage, sources in stages.items():
+            for task in self.arguments.tasks:
+                source = sources.get(task.name)
+                if isinstance(source, Bm25) and not self._is_kept(stage, task):
+                    with contextlib.suppress(DataUnavailable):  # which is told of each task when its turn comes
+                        self._opened(task)
+                        self._open_documents(source.index)
+                        wanted[str(source.index)] = source.index
+        if wanted:
+            start_java("reproduce")
+        for index in wanted.values():
+            index.check()
+
+    def _is_kept(self, stage: str, task: Task) -> bool:
+        """Whether the first stage's run is finished: it is that of this work, or ``compare`` has refused it."""
+        return self._path(stage, task, FIRST_STAGE).is_file()
+
+    def _opened(self, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Topics and judgments, opened once."""
+        arguments = self.arguments
+
+        def opened() -> tuple[pd.DataFrame, pd.DataFrame]:
+            topics = task_data.load_topics(task_data.of_task(arguments.topics, task), task)
+            return topics, task_data.load_qrels(task_data.of_task(arguments.qrels, task), task)
+
+        return cast(tuple[pd.DataFrame, pd.DataFrame], self._once(task.name, opened))
+
+    def _open_documents(self, index: Index) -> None:
+        self._once(str(index), index.open_documents)
+
+    def _once(self, name: str, opened: Callable[[], Any]) -> Any:
+        """What a function gave, or that it cannot be had, without asking again."""
+        if name not in self._data:
+            try:
+                self._data[name] = opened()
+            except DataUnavailable as error:
+                self._data[name] = error
+        if isinstance(self._data[name], DataUnavailable):
+            raise self._data[name]
+        return self._data[name]
+
     def first_stage(self, stage: str, task: Task, source: Any) -> TaskRuns | None:
         """A first stage's documents for a task; None, with a note, if they are not available."""
         arguments = self.arguments
@@ -145,8 +202,9 @@ class Systems:
             self._leave_out(task, "No first stage was given for it.", f"Give one, by task or corpus. {task.what_to_do}")
             return None
         try:
-            topics = task_data.load_topics(task_data.of_task(arguments.topics, task), task)
-            qrels = task_data.load_qrels(task_data.of_task(arguments.qrels, task), task)
+            topics, qrels = self._opened(task)
+            if isinstance(source, Bm25) and not self._is_kept(stage, task):
+                self._open_documents(source.index)
             judged = topics[topics["qid"].isin(qrels["qid"])].reset_index(drop=True)
             if judged.empty:
                 raise ValueError(
@@ -166,7 +224,8 @@ class Systems:
     def rank(self, ranked: TaskRuns) -> bool:
         """Makes or reads the systems' runs; False, with a note, if texts are not available."""
         with_text = ranked.found
-        if self.arguments.needs_text:
+        wanting = self.arguments.wanting_text
+        if self.arguments.condensed or wanting:
             try:
                 with_text = self._with_text(ranked)
             except DataUnavailable as error:
@@ -176,7 +235,8 @@ class Systems:
         for name, system in self.arguments.systems.items():
             path = self._path(ranked.stage, ranked.task, name)
             if isinstance(system, pt.Transformer):
-                run, record = self._make(name, system, with_text, ranked.topics, path)
+                candidates = with_text if name in wanting else ranked.kept
+                run, record = self._make(name, system, candidates, ranked.topics, path)
                 device = str(system.scorer.device) if isinstance(system, CrossEncoderReRanker) else None
                 self.made_with[name] = {**record["teacher"], "device": device}
                 about = {key: record[key] for key in ("rows", "md5", "seconds")}
@@ -202,7 +262,9 @@ class Systems:
     ) -> tuple[pd.DataFrame, dict[str, str], dict[str, Any]]:
         path = self._path(stage, task, FIRST_STAGE)
         if isinstance(source, pt.Transformer):
-            found, record = self._make(FIRST_STAGE, pt.Transformer.identity(), source, judged, path)
+            found, record = self._make(
+                FIRST_STAGE, pt.Transformer.identity(), source, judged, path, keep=OwnTexts(path).add
+            )
             return found, {}, {"made by": record["first_stage"], "md5": record["md5"]}
         loaded = task_data.load_run(source, task, "first_stage")
         self.note(loaded.note)
@@ -215,6 +277,11 @@ class Systems:
 
     def _with_text(self, ranked: TaskRuns) -> pd.DataFrame:
         task = ranked.task
+        if self.arguments.text is None:
+            own = OwnTexts(self._path(ranked.stage, task, FIRST_STAGE)).of(ranked.found)
+            if own is not None:
+                ranked.record["document fields"] = ["the first stage's text"]
+                return own
         with_text, fields = task_data.add_text(ranked.found, task_data.of_task(self.arguments.text, task), task)
         there, wanted = len(with_text), len(ranked.found)
         if there == 0 or (there < wanted and not self.arguments.condensed):
@@ -232,6 +299,8 @@ class Systems:
         first_stage: pt.Transformer | pd.DataFrame,
         topics: pd.DataFrame,
         path: Path,
+        *,
+        keep: Callable[[pd.DataFrame], None] | None = None,
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Makes a system's run in resumable, checked shards, like a teacher's run."""
         arguments = self.arguments
@@ -248,7 +317,7 @@ class Systems:
         taken = self._taken | ({FIRST_PART: self._taken_stages[path]} if path in self._taken_stages else {})
         made = make_run(
             system, first_stage, topics, path, roles=roles, depth=arguments.depth, shard_size=_SHARD, reuse=reuse,
-            taken=taken, verbose=arguments.verbose,
+            taken=taken, keep=keep, verbose=arguments.verbose,
         )  # fmt: skip
         self._note_kept(name, made, len(topics))
         return made.read(), made.record

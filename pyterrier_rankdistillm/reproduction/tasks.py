@@ -31,6 +31,7 @@ from ..runs.given import (
     texts_of,
     topics_of,
 )
+from ..runs.index_text import index_at
 from ..runs.published import PARENT
 from ..runs.records import frame_digest
 from ..runs.text import texts_by
@@ -117,7 +118,7 @@ def check_sources(stages: Mapping[str, Mapping[str, Any]], arguments: Arguments)
     Raises:
         TypeError, FileNotFoundError, InputError: It cannot; or a file is not there.
     """
-    for task in arguments.table.tasks:
+    for task in arguments.tasks:
         with contextlib.suppress(DataUnavailable):  # which is told of each task when its turn comes
             for sources in stages.values():
                 source = sources.get(task.name)
@@ -127,7 +128,7 @@ def check_sources(stages: Mapping[str, Mapping[str, Any]], arguments: Arguments)
             ("topics", arguments.topics, TOPICS), ("qrels", arguments.qrels, QRELS), ("text", arguments.text, TEXTS),
         ):  # fmt: skip
             one = of_task(given, task)
-            if isinstance(one, str | os.PathLike):
+            if isinstance(one, str | os.PathLike) and not (argument == "text" and index_at(one)):
                 Door("reproduce", argument, accepted).path(one)
 
 
@@ -143,7 +144,7 @@ def load_topics(given: Topics | None, task: Task) -> pd.DataFrame:
         DataUnavailable: They cannot be had here.
         InputError, DataFileError: They are no topics.
     """
-    with _available("topics"):
+    with available("topics"):
         return topics_of(task.dataset if given is None else given, who="reproduce")
 
 
@@ -154,7 +155,7 @@ def load_qrels(given: Qrels | None, task: Task) -> pd.DataFrame:
         DataUnavailable: They cannot be had here.
         InputError, DataFileError: They are no judgments.
     """
-    with _available("judgments"):
+    with available("judgments"):
         qrels = qrels_of(task.dataset if given is None else given, who="reproduce")
     if qrels.empty:
         raise Door("reproduce", "qrels", QRELS).wrong(f"of {task.name} must not be empty.")
@@ -175,7 +176,7 @@ def add_text(run: pd.DataFrame, given: Texts | None, task: Task) -> tuple[pd.Dat
     Raises:
         DataUnavailable: The texts cannot be had here.
     """
-    with _available("documents"):
+    with available("documents", theirs=given is None):
         loader = texts_of(task.dataset if given is None else given, who="reproduce")
         texts = texts_by(loader, run["docno"].unique().tolist())
         kept = run[run["docno"].isin(texts)].reset_index(drop=True)
@@ -255,17 +256,29 @@ def _from_tira(approach: str, task: Task) -> Path:
     if not task.tira:
         raise DataUnavailable("TIRA has no run of it, since it is no task of TIREx.")
     client = require("tira.rest_api_client", "first_stage='tira' (files, such as 'runs/{task}.run.gz', do not)").Client
-    with _available(f"run of {approach}"):
+    with available(f"run of {approach}"):
         return Path(client().get_run_output(approach, task.tira)) / "run.txt"
 
 
 @contextmanager
-def _available(what: str) -> Iterator[None]:
-    """Failed downloads and missing licensed files are not the user's errors; ir_datasets raises these for them."""
+def available(what: str, *, theirs: bool = False) -> Iterator[None]:
+    """Failed downloads and missing licensed files are not the user's errors; ir_datasets raises these for them.
+
+    Args:
+        what: What is opened, for the message.
+        theirs: Whether a missing file is one of ir_datasets, rather than one that the user named.
+
+    Raises:
+        DataUnavailable: It cannot be had here.
+    """
     try:
         yield
-    except FileNotFoundError:
-        raise  # the user's own file
+    except DataUnavailable:
+        raise
+    except FileNotFoundError as error:
+        if not theirs:
+            raise
+        raise DataUnavailable(f"Its {what} cannot be had here (there is no {error.filename or error}).") from error
     except (OSError, RuntimeError) as error:
         # ir_datasets adds every source that it tried.
         said = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)

@@ -5,6 +5,7 @@ from .cache import ScoreCache
 from .files import check_ids, check_target, dataset_of, read_parts, write, writer
 from .frames import deduplicate, merge, subsample
 from .given import FrameText, MappedRun, add_queries, add_text, read
+from .index_text import IndexText
 from .making import MadeRun, make_teacher_run
 from .parquet_text import ParquetText
 from .published import PublishedDataset, fetch, preflight, register, verify
@@ -15,6 +16,7 @@ __all__ = [
     "DataFileError",
     "DownloadError",
     "FrameText",
+    "IndexText",
     "MadeRun",
     "MappedRun",
     "ParquetText",

@@ -25,6 +25,7 @@ from ..checks import first_no_text, is_text, told
 from ..errors import InputError
 from .files import RUN_SUFFIXES, dataset_of, read_file
 from .frames import deduplicate
+from .index_text import index_at, index_text, is_index, is_meta_index
 from .parquet_text import ParquetText
 from .published import NAMES, PREFIX, PublishedDataset, fetch
 from .rankings import Rankings
@@ -43,6 +44,7 @@ Qrels: TypeAlias = "pd.DataFrame | str | os.PathLike[str] | pt.datasets.Dataset"
 Texts: TypeAlias = (
     "pt.Transformer | pt.text.HasTextLoader | pd.DataFrame | str | os.PathLike[str] | pt.datasets.Dataset"
 )
+"""Also Terrier's ``Index`` and ``IndexRef``, which are Java's."""
 Ranker: TypeAlias = "pt.Transformer | Checkpoint | pd.DataFrame | str | os.PathLike[str]"
 """What ranks documents (any transformer, a checkpoint, a hub id, a folder), or has ranked them (a run)."""
 Order = Literal["rank", "score"]
@@ -52,8 +54,8 @@ RUN = "a frame, a run file (TREC, Parquet, JSON lines; plain or gz), or 'rankdis
 TOPICS = "a frame with qid and query, a file (tsv, JSON lines, Parquet), or a dataset or its name"
 QRELS = "a frame with qid, docno and label, a TREC file, or a dataset or its name"
 TEXTS = (
-    "a text loader, anything with .text_loader(), a frame with docno and text, a file (JSON lines, Parquet), or a "
-    "dataset or its name"
+    "a text loader, anything with .text_loader(), a Terrier index or its folder, a frame with docno and text, a file "
+    "(JSON lines, Parquet), or a dataset or its name"
 )
 RANKER = "a re-ranker (any transformer, an open checkpoint, a hub id or folder of one), or a run: " + RUN
 
@@ -96,6 +98,8 @@ class Door:
             return path
         if isinstance(given, os.PathLike) or path.suffix in _FILES or os.fspath(given).startswith((".", "/", "~")):
             what = "is a folder" if path.is_dir() else "is not there"
+            if path.is_dir() and self.accepted == TEXTS:
+                what = "is a folder without a Terrier index"
             raise FileNotFoundError(f"{self.who}: {self.argument} must be {self.accepted}; the file {path} {what}.")
         return None
 
@@ -193,11 +197,12 @@ def add_text(run: pd.DataFrame, text: Texts) -> pd.DataFrame:
     Args:
         run: A frame with ``qid`` and ``docno``.
         text: Any text loader (``dataset.text_loader()``, ``pt.text.get_text(index)``), anything that has one (an
-            index), a frame with ``docno`` and ``text``, a file (JSON lines, Parquet), or a dataset or its name.
+            index), a Terrier index (``TerrierIndex``, Java's ``Index`` or ``IndexRef``, or its folder) whose metadata
+            has the texts, a frame with ``docno`` and ``text``, a file (JSON lines, Parquet), or a dataset or its name.
 
     Raises:
         KeyError: A docno has no text.
-        ValueError: The loader gives no text.
+        ValueError: The loader gives no text, or the index has none.
     """
     return join_text(run, texts_of(text, who="add_text"))
 
@@ -277,7 +282,9 @@ def qrels_of(given: Qrels, *, who: str, argument: str = "qrels") -> pd.DataFrame
     return frame.reset_index(drop=True)
 
 
-def texts_of(given: Texts, *, who: str, argument: str = "text", folder: Path | None = None) -> pt.Transformer:
+def texts_of(
+    given: Texts, *, who: str, argument: str = "text", folder: Path | None = None, field: str = "text"
+) -> pt.Transformer:
     """Where texts come from, as a transformer that adds ``text`` by ``docno``.
 
     Args:
@@ -285,16 +292,22 @@ def texts_of(given: Texts, *, who: str, argument: str = "text", folder: Path | N
         who: The function that the user called.
         argument: Its argument.
         folder: Where the mapped form of a Parquet file goes if the file's own folder is not writable.
+        field: The metadata key of an index that is asked for first; else it is ``text``.
 
     Raises:
         TypeError, DataFileError, KeyError: As ``topics_of``.
-        ValueError: A frame or dataset without texts, or a docno with two texts.
+        ValueError: A frame, dataset or index without texts, or a docno with two texts.
+        FileNotFoundError: There is no such file, or no index in a folder.
     """
     door = Door(who, argument, TEXTS)
     if isinstance(given, pd.DataFrame):
         return FrameText(_text_by_docno(given, door), "a frame")
     if isinstance(given, pt.datasets.Dataset):
         return text_loader(given, who=who)
+    if is_index(given) or index_at(given) is not None:
+        return index_text(given, who=who, argument=argument, field=field)
+    if is_meta_index(given):
+        raise door.refuse(given, "Give the index that it is of.")
     if isinstance(given, pt.text.HasTextLoader):  # before transformers: an index may be both
         return given.text_loader()
     if isinstance(given, pt.Transformer):
@@ -685,7 +698,7 @@ def _known(door: Door, name: Path_) -> str:
 
 
 def names_a_file(given: Any) -> bool:
-    """Whether a string names a file rather than a dataset."""
+    """Whether a string names a file, or the folder of an index, rather than a dataset."""
     return isinstance(given, str) and not given.startswith(PREFIX) and (
-        Path(given).expanduser().is_file() or Path(given).suffix in _FILES
+        Path(given).expanduser().is_file() or Path(given).suffix in _FILES or index_at(given) is not None
     )  # fmt: skip

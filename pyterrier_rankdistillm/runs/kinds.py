@@ -218,6 +218,9 @@ def ours(value: Any, walk: Walk) -> Shape | None:
         return Shape(name, parts=[("source", Shape("file", walk.file(value.source).encode())), *version])
     if name == "TextLoader":
         return Shape(name, parts=[("dataset", value.collection), ("fields", value._fields), *version])
+    if name == "IndexText":
+        index = value._index if value.location is None else terrier_index(os.fspath(value.location), walk)
+        return Shape(name, parts=[("index", index), ("key", value.key), *version])
     if name == "FrameText":
         return Shape(name, parts=[("texts", value._held), *version])
     if name == "MappedRun":

@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -183,6 +183,7 @@ def make_run(
     on_fault: OnFault = "error",
     reuse: Collection[str] = (),
     taken: Mapping[str, Record] | None = None,
+    keep: Callable[[pd.DataFrame], None] | None = None,
     verbose: bool = True,
 ) -> MadeRun:
     """A run of any re-ranker: a teacher, a system, or (with the identity as the re-ranker) a first stage.
@@ -200,6 +201,7 @@ def make_run(
         on_fault: As for ``make_teacher_run``.
         reuse: As for ``make_teacher_run``.
         taken: What was found out about parts in this call already.
+        keep: Gets what the first stage found (all of its columns), shard by shard, before the shard is finished.
         verbose: Whether to show a progress bar.
 
     Raises:
@@ -248,7 +250,7 @@ def make_run(
                 started = time.monotonic()
                 _seed(seed + shard.index)
                 asked = by_qid.loc[list(shard.qids)].reset_index(drop=True)
-                run, notes = _rank(reranker, first_stage, asked, depth, on_fault, roles)
+                run, notes = _rank(reranker, first_stage, asked, depth, on_fault, roles, keep)
                 notes |= {"versions": made_with, "seconds": round(time.monotonic() - started, 3)}
                 shards.save(shard, run, notes)
                 bar.update(len(shard.qids))
@@ -274,6 +276,7 @@ def _rank(
     depth: int,
     on_fault: OnFault,
     roles: Roles,
+    keep: Callable[[pd.DataFrame], None] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The re-ranker's rankings for some topics, in their order, and what is to be noted."""
     given = _candidates(first_stage.transform(topics), topics, depth, roles)
@@ -281,6 +284,8 @@ def _rank(
     empty = [qid for qid in topics["qid"] if qid not in found]
     if not found:
         return pd.DataFrame(columns=_COLUMNS), {"without_documents": empty, "faults": {}}
+    if keep is not None:
+        keep(given)
     ranked = reranker.transform(given)
     if {"qid", "docno"} <= set(ranked.columns):
         ranked = _with_string_ids(ranked, Door(roles.caller, roles.ranking, "a ranking"))

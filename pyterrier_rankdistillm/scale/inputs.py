@@ -15,6 +15,7 @@ from ..reranker import CrossEncoderReRanker, MonoElectraReRanker
 from ..runs.atomic import replacing
 from ..runs.files import write
 from ..runs.given import RUN, TOPICS, Texts, Topics, described, names_a_file, run_of, texts_of, topics_of
+from ..runs.index_text import IndexText
 from ..runs.rankings import Rankings
 from ..runs.text import join_queries
 from ..scoring.checkpoint import Checkpoint
@@ -85,7 +86,10 @@ def text_of(text: Texts, folder: Path, who: str) -> pt.Transformer:
     Raises:
         TypeError, KeyError, ValueError: As ``runs.add_text``.
     """
-    return texts_of(text, who=who, folder=folder)
+    found = texts_of(text, who=who, folder=folder)
+    if isinstance(found, IndexText) and found.location is None:
+        raise InputError(who, "text is an index in memory, which workers cannot open. Index to disk.")
+    return found
 
 
 def queries_of(rankings: Rankings, order: list[int], topics: Topics | None, given: Any, who: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..checks import is_whole, whole
+from ..query_language import RewrittenQueryWarning, remedy, rewritten
 from ..reranker import CrossEncoderReRanker
 from ..runs.download import md5_of
 from ..runs.files import check_target
@@ -100,6 +102,12 @@ def planned(
         order = sorted(range(len(qids)), key=qids.__getitem__)  # the order of transform's result
         found = text_of(text, folder, who)
         queries = queries_of(rankings, order, topics, text, who)
+        fact = rewritten(zip((qids[n] for n in order), queries, strict=True))
+        if fact is not None:  # here, since warnings of workers are seen by nobody
+            warnings.warn(
+                f"{who}: {fact}. The model reads that as words, and ranks worse. {remedy(())}", RewrittenQueryWarning,
+                stacklevel=4,
+            )  # fmt: skip
         asked = pd.DataFrame({"qid": [qids[n] for n in order], "query": queries, "position": order})
         if not isinstance(model, CrossEncoderReRanker):
             reranker = of_its_kind(reranker)

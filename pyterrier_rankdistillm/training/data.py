@@ -17,6 +17,7 @@ import pyterrier as pt
 
 from ..checks import is_text
 from ..errors import InputError, OrderWarning, TeacherWarning, TrainingDataError
+from ..query_language import remedy, rewritten
 from ..runs.given import (
     Door,
     GivenRun,
@@ -70,6 +71,18 @@ class Problems:
     def add(self, what: str) -> None:
         """Something that makes training impossible."""
         self.faults.append(what)
+
+    def as_asked(self, what: str, queries: Mapping[str, str], columns: Collection[str]) -> None:
+        """Notes queries that were rewritten: nothing but how to read such strings would be learnt.
+
+        Args:
+            what: What they are those of, as the subject of a sentence.
+            queries: By qid.
+            columns: Of the frame with the queries.
+        """
+        fact = rewritten(queries.items())
+        if fact is not None:
+            self.add(f"{what}: {fact}. Only to read such strings would be learnt. {remedy(columns)}")
 
     def skip(self, reason: str, qids: Collection[str]) -> None:
         """Queries that cannot be trained on."""
@@ -325,7 +338,7 @@ def _found(
         text_field: The frame's column with texts.
         learnt: Whether the order of the rankings is learnt, or only their depth is cut.
     """
-    loader = None if text is None else texts_of(text, who=problems.who)
+    loader = None if text is None else texts_of(text, who=problems.who, field=text_field)
     if run is not None:
         return _from_run(problems, inp, run_of(run, who=problems.who), loader, text_field)
     if inp is None or (isinstance(inp, pd.DataFrame) and inp.empty):
@@ -344,8 +357,8 @@ def _found(
         problems.add("The frame has neither rank nor score, so nothing is ranked.")
     if text_field not in inp.columns and loader is None:
         problems.add(
-            f"The frame has no column {text_field!r}. Put `>> dataset.text_loader()` before the estimator, or give "
-            f"text=."
+            f"The frame has no column {text_field!r}. Put `>> dataset.text_loader()` (or `>> pt.text.get_text(index, "
+            f"'text')`) before the estimator, or give text=."
         )
     if problems.faults:
         return _Found(None, {}, Texts())
@@ -362,6 +375,7 @@ def _found(
     elif odd is not None:
         warnings.warn(f"{problems.who}: the frame {odd} Its depth is cut by rank.", OrderWarning, stacklevel=5)
     queries = problems.read(lambda: _queries(problems, frame))
+    problems.as_asked("The frame's column query", queries or {}, frame.columns)
     return _Found(Rankings.from_frame(_run_of(frame)), queries or {}, texts, frame=frame)
 
 
@@ -388,6 +402,7 @@ def _from_run(
         )
     if topics is None and rankings[0].query is not None:
         stated = {one.qid: one.query for one in rankings if one.query is not None}
+        problems.as_asked("The run's queries", stated, ())
         return _Found(rankings, stated, texts, run)
     topics = run.dataset if topics is None else topics
     if topics is None or (isinstance(topics, pd.DataFrame) and "query" not in topics.columns):
@@ -402,7 +417,9 @@ def _from_run(
         return _Found(None, {}, texts, run)
     wanted = set(rankings.qids)
     used = asked[asked["qid"].isin(wanted)]
-    return _Found(rankings, dict(zip(used["qid"], used["query"], strict=True)), texts, run)
+    queries = dict(zip(used["qid"], used["query"], strict=True))
+    problems.as_asked("The topics", queries, topics.columns if isinstance(topics, pd.DataFrame) else ())
+    return _Found(rankings, queries, texts, run)
 
 
 def _known_texts(frame: pd.DataFrame, text_field: str) -> dict[str, str]:

@@ -152,7 +152,7 @@ class _StudentEstimator(pt.Estimator):
         trained = replace(checkpoint, encoder=encoder, source=self._source(checkpoint), revision=None, record=made)
         template = self._template_for(trained)
         self._reranker = template.clone(model=trained, revision=None, query_length=None, doc_length=None)
-        self._loader = None if text is None else texts_of(text, who=who)
+        self._loader = None if text is None else texts_of(text, who=who, field=text_field)
 
     @abstractmethod
     def _sourced(

@@ -10,6 +10,7 @@ import ir_measures
 import pandas as pd
 import pyterrier as pt
 
+from ..checks import is_text
 from ..errors import TrainingDataError
 from ..reranker import CrossEncoderReRanker, TruncationWarning
 from ..runs.frames import subsample
@@ -71,6 +72,11 @@ class Validation:
         odd = None if checked is None else contradiction(checked)
         if odd is not None:  # what the student is compared with is the first stage's own order
             problems.add(f"topics_or_res_va {odd}")
+        if checked is not None:
+            queries = {
+                qid: query for qid, query in zip(checked["qid"], checked["query"], strict=True) if is_text(query)
+            }
+            problems.as_asked("topics_or_res_va", queries, checked.columns)
         if problems.faults or labels is None or checked is None:
             raise TrainingDataError(f"{who}: " + " ".join(problems.faults))
         qrels, run = labels, checked
@@ -85,7 +91,7 @@ class Validation:
             run = run[run["rank"] < settings.depth + pt.model.FIRST_RANK]
         if text_field not in run.columns:
             assert text is not None
-            run = join_text(run, texts_of(text, who=who)).rename(columns={"text": text_field})
+            run = join_text(run, texts_of(text, who=who, field=text_field)).rename(columns={"text": text_field})
         used = qrels[qrels["qid"].isin(set(run["qid"]))]
         used = used.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
         measure = ir_measures.parse_measure(settings.measure)

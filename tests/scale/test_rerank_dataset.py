@@ -20,6 +20,7 @@ import tiny
 from pyterrier_rankdistillm import (
     LongListWarning,
     MonoElectra,
+    RewrittenQueryWarning,
     SetEncoderReRanker,
     TruncationWarning,
     rerank_dataset,
@@ -267,6 +268,16 @@ def test_cut_texts_are_warned_of_once(run_file: Path, tmp_path: Path, model: tin
         rerank_dataset(run_file, reranker, tmp_path / "out.run", **options)
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def test_rewritten_queries_are_told_here_and_not_by_workers(
+    run_file: Path, tmp_path: Path, model: tiny.Tiny, loader: faulty.Texts
+) -> None:
+    reranker = MonoElectra(model.folder, device="cpu")
+    topics = TOPICS.assign(query=["applypipeline:off rain^0.300000012", *TOPICS["query"][1:]])
+    with pytest.warns(RewrittenQueryWarning, match=r"rerank_dataset: 1 of 7 queries .* runs\.add_queries") as caught:
+        rerank_dataset(run_file, reranker, tmp_path / "out.run", text=loader, topics=topics, num_workers=1)
+    assert [one.filename for one in caught if one.category is RewrittenQueryWarning] == [__file__]
 
 
 @pytest.mark.parametrize(
