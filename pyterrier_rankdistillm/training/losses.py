@@ -8,10 +8,11 @@ Every loss has the signature ``loss(scores, targets, mask, *, options)`` and is 
 - ``mask``: bool, same shape, True for documents, False for padding. Values under the padding have no influence.
 
 It returns one loss per list, shape (queries,), at least 0 and lower for better scores. A list from which nothing can be
-learned (no pair, no relevant document, a single document) gives 0 with a gradient of 0. The caller takes the mean over
-the lists, so that each list has the same weight, whatever its length. The order of the documents has no influence.
-Ranks count from 1, and documents with equal targets ("ties") share the average of their ranks. In the formulas s and t
-are scores and targets, i and j documents of a list, and log is the natural logarithm.
+learned (no pair, no relevant document, a single document) gives 0 with a gradient of 0; but ``mse`` and ``bce``, which
+are pointwise, learn from each document by itself. The caller takes the mean over the lists, so that each list has the
+same weight, whatever its length. The order of the documents has no influence. Ranks count from 1, and documents with
+equal targets ("ties") share the average of their ranks. In the formulas s and t are scores and targets, i and j
+documents of a list, and log is the natural logarithm.
 """
 
 from __future__ import annotations
@@ -350,6 +351,35 @@ def pearson(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return (1 - products / lengths / target_lengths).masked_fill(target_squares == 0, 0.0)
 
 
+def mse(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of the scores: pointwise distillation, by matching logits (Hinton et al., 2015).
+
+    The mean over the documents of ``(s_i - t_i)^2``. The student's scores become those of the teacher, its scale and
+    offset included, so a teacher with scores of another kind (BM25's, probabilities) is better learnt by ``pearson``.
+
+    Raises:
+        ValueError: Shapes differ.
+
+    https://arxiv.org/abs/1503.02531
+    """
+    scores, targets, mask = _checked("mse", scores, targets, mask)
+    return _mean((scores - targets).square(), mask)
+
+
+def bce(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy of the logits: pointwise training on labels (Nogueira and Cho, 2019).
+
+    The mean over the documents of ``log(1 + exp(-s_i))`` for relevant ones (t_i > 0), ``log(1 + exp(s_i))`` for others.
+
+    Raises:
+        ValueError: Shapes differ.
+
+    https://arxiv.org/abs/1901.04085
+    """
+    scores, targets, mask = _checked("bce", scores, targets, mask)
+    return _mean(F.softplus(torch.where(targets > 0, -scores, scores)), mask)
+
+
 @dataclass(frozen=True)
 class Variant:
     """Options with which a loss needs another kind of targets.
@@ -406,6 +436,8 @@ LOSSES: dict[str, Loss] = {
         approx_mrr, "order", Variant("relevance", "relevant='positive'", lambda o: o["relevant"] == "positive")
     ),
     "pearson": Loss(pearson, "values"),
+    "mse": Loss(mse, "values"),
+    "bce": Loss(bce, "relevance"),
 }
 """The losses by name."""
 

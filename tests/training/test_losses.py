@@ -24,6 +24,8 @@ BY_HAND: dict[str, tuple[Callable[..., Tensor], dict[str, Any], list[float], flo
     "lce": (losses.lce, {}, [1, 0, 0], log(7 / 1)),
     "lce, two relevant": (losses.lce, {}, [1, 0, 2], (log((1 + 2) / 1) + log((4 + 2) / 4)) / 2),
     "lce, a label below 0": (losses.lce, {}, [1, -1, 0], log(7 / 1)),
+    "mse": (losses.mse, {}, [1, 0.5, -1], ((0 - 1) ** 2 + (log(2) - 0.5) ** 2 + (log(4) + 1) ** 2) / 3),
+    "bce": (losses.bce, {}, [2, 0, -1], (log(1 + 1 / 1) + log(1 + 2) + log(1 + 4)) / 3),
     # softplus(-(s_i - s_j)) = log(1 + e_j / e_i)
     "ranknet": (losses.ranknet, {}, [3, 1, 2], (log(1 + 2) + log(1 + 4) + log(1 + 2 / 4)) / 3),
     "ranknet, ties": (losses.ranknet, {}, [1, 0, 0], (log(1 + 2) + log(1 + 4)) / 2),
@@ -329,8 +331,8 @@ def test_steps_lead_to_the_targets(spec: dict[str, Any]) -> None:
     for _ in range(300):
         scores = scores - 0.1 * one(spec, scores.tolist(), targets)[1]
     ranking = scores.argsort(descending=True).tolist()
-    if spec["name"] == "lce" or spec.get("relevant") == "positive":  # that three are relevant is all they see
-        assert (ranking[-1] == 0) if spec["name"] == "lce" else (ranking[0] != 0)
+    if spec["name"] in ("lce", "bce") or spec.get("relevant") == "positive":  # that three are relevant is all they see
+        assert (ranking[0] != 0) if "relevant" in spec else (ranking[-1] == 0)
     elif spec["name"] == "approx_mrr" or "k" in spec:  # nothing orders the documents below
         assert ranking[0] == 3
     else:
@@ -349,6 +351,7 @@ def test_gradients_are_those_of_the_values(spec: dict[str, Any]) -> None:
             assert gradient[place].item() == pytest.approx(difference.item(), rel=5e-3, abs=1e-3)
 
 
+POINTWISE = {"mse", "bce"}
 DRAW_TOGETHER = {"adr_mse", "kl_divergence", "list_net", "list_mle"}
 
 
@@ -358,6 +361,10 @@ def test_a_list_without_anything_to_learn_is_0(spec: dict[str, Any]) -> None:
     targets = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[False, False, False], [False, True, False], [True, True, True]])
     loss, gradient = compute(spec, scores, targets, mask)
+    if spec["name"] in POINTWISE:  # but from no document at all
+        assert loss[0] == 0 < loss[1]
+        assert gradient[0].tolist() == [0.0] * 3
+        return
     assert loss[:2].tolist() == [0.0, 0.0]
     assert gradient[:2].tolist() == [[0.0] * 3] * 2
     assert gradient[2].tolist() == pytest.approx([0.0] * 3, abs=1e-6)
@@ -368,7 +375,11 @@ def test_a_list_without_anything_to_learn_is_0(spec: dict[str, Any]) -> None:
 def test_a_list_of_ties(spec: dict[str, Any], label: float) -> None:
     """Ties are no preference; losses of whole lists draw the scores of ties together."""
     loss, gradient = one(spec, [0.5, -1.0, 2.0], [label] * 3)
-    if spec["name"] in DRAW_TOGETHER or "teacher_temperature" in spec:
+    if spec["name"] == "bce":  # all are driven up, or down
+        assert (gradient < 0).all() if label else (gradient > 0).all()
+    elif spec["name"] == "mse":
+        assert gradient.tolist() == pytest.approx([2 / 3 * (s - label) for s in (0.5, -1.0, 2.0)])
+    elif spec["name"] in DRAW_TOGETHER or "teacher_temperature" in spec:
         assert loss > 0
         assert gradient[1] < 0 < gradient[2]
     else:
@@ -450,6 +461,8 @@ def test_every_loss_has_its_name() -> None:
         ("approx_mrr", "order", "approx_mrr"),
         ({"name": "approx_mrr", "relevant": "positive"}, "relevance", "approx_mrr(relevant=positive)"),
         ("pearson", "values", "pearson"),
+        ("mse", "values", "mse"),
+        ("bce", "relevance", "bce"),
         ({"name": "pearson", "weight": 0.25}, "values", "0.25·pearson"),
     ],
 )
@@ -498,9 +511,9 @@ def test_targets_that_are_not_there() -> None:
 @pytest.mark.parametrize(
     ("spec", "what"),
     [
-        ("ranknett", "name of a loss must be one of lce, ranknet, .*pearson, got 'ranknett'"),
-        ({"discount": "log2"}, "name of a loss must be one of lce, ranknet, .*pearson, got None"),
-        ([], r"loss must be at least one of lce, ranknet, .*pearson, got \[\]"),
+        ("ranknett", "name of a loss must be one of lce, ranknet, .*bce, got 'ranknett'"),
+        ({"discount": "log2"}, "name of a loss must be one of lce, ranknet, .*bce, got None"),
+        ([], r"loss must be at least one of lce, ranknet, .*bce, got \[\]"),
         (3, "loss must be a name, a mapping with a name, or several of them, got 3"),
         (["lce", ["ranknet"]], r"loss must be a name, a mapping with a name, or several of them, got \['ranknet'\]"),
         ({"name": "lce", "weight": 0}, "weight of lce must be a number above 0, got 0"),
