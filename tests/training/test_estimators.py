@@ -73,6 +73,15 @@ def test_a_pipeline_is_fitted_and_re_ranks(model: tiny.Tiny, made: Made, validat
     assert table["nDCG@10"].iloc[1] == table["nDCG@10"].iloc[2]
 
 
+def test_labels_count_beside_a_teacher(model: tiny.Tiny) -> None:
+    def first_loss(loss: Any) -> float:
+        one = fitted(toy.distillation(model.folder, loss=loss, steps=1, batch_size=6, dropout=0.0))
+        return float(one.training.log["loss"].iloc[0])
+
+    both = first_loss(["ranknet", {"name": "lce", "weight": 0.5}, {"name": "bce", "weight": 2}])
+    assert both == pytest.approx(first_loss("ranknet") + 0.5 * first_loss("lce") + 2 * first_loss("bce"), abs=2e-4)
+
+
 @pytest.mark.parametrize(("made", "loss"), [(toy.fine_tuning, "lce"), (toy.distillation, "ranknet")])
 def test_training_lowers_the_loss(model: tiny.Tiny, made: Made, loss: str) -> None:
     one = fitted(made(model.folder, steps=60, dropout=0.0, log_every=1, batch_size=6, sample_size=None))
