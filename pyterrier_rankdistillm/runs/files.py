@@ -310,6 +310,8 @@ def _trec(block: bytes) -> pd.DataFrame:
             io.BytesIO(block), sep=r"\s+", header=None, names=names, index_col=False, dtype=cast(Any, kinds),
             quoting=csv.QUOTE_NONE, na_filter=False, encoding="utf-8", **exact,
         )  # fmt: skip
+    if parsed["rank"].dtype != np.int64:  # pandas 2.0 makes unsigned numbers of 2^63 and above
+        raise ValueError("a rank of more than 64 bits")
     if "" in parsed["tag"].unique() or set(parsed["more"].unique()) - {""}:
         raise ValueError("a line has too few or too many fields")
     return parsed[["qid", "docno", "score", "rank"]]
