@@ -140,6 +140,43 @@ def test_passages_caches_and_fits(
     assert pickle.loads(pickle.dumps(student.reranker)) is not None
 
 
+@pytest.mark.filterwarnings("ignore:There are shared pipeline components", "ignore::DeprecationWarning")
+def test_tuning_experiments_and_operators(
+    index: pt.terrier.J.Index, get: pt.Transformer, topics: pd.DataFrame, shared: Path, tmp_path: Path
+) -> None:
+    qrels, asked = pt.io.read_qrels(str(shared / "data" / "vaswani" / "qrels.txt")), topics.head(3)
+    bm25 = pt.terrier.Retriever(index, wmodel="BM25", controls={"bm25.b": 0.75})
+    pipeline = bm25 % 5 >> get >> M
+    expected = pipeline.transform(asked)
+    same = ["qid", "docno", "score"]
+    assert pipeline.compile().transform(asked)[same].to_dict() == expected[same].to_dict()
+
+    options = {"eval_metrics": [nDCG @ 5], "names": ["BM25", "m"]}
+    plain = pt.Experiment([bm25 % 5, pipeline], asked, qrels, **options)
+    saved = {"save_dir": str(tmp_path), "save_mode": "reuse"}
+    for more in (saved, saved, {"precompute_prefix": True}):  # written, and read
+        measured = pt.Experiment([bm25 % 5, pipeline], asked, qrels, **options, **more)
+        pd.testing.assert_frame_equal(measured, plain)
+    assert {file.name for file in tmp_path.glob("*.res.gz")} == {"BM25.res.gz", "m.res.gz"}
+
+    features = (bm25 % 5 >> get >> (M ** pt.apply.doc_score(lambda row: len(row["text"])))).transform(asked)
+    scores = expected.set_index(["qid", "docno"])["score"]
+    for row in features.itertuples():
+        assert row.features.tolist() == pytest.approx([scores[row.qid, row.docno], len(row.text)], abs=1e-5)
+    best = pt.GridSearch(pipeline, {bm25: {"bm25.b": [0.1, 0.75]}}, asked, qrels, "ndcg_cut_5", verbose=False)
+    assert set(best.transform(asked)["docno"]) <= set(bm25.transform(asked)["docno"])
+
+
+def test_the_top_of_raw_questions_with_punctuation(
+    index: pt.terrier.J.Index, get: pt.Transformer, topics: pd.DataFrame
+) -> None:
+    asked = topics.head(2).assign(query=["what's the effect of waves?", "e.g. title:wave (10^6), isn't it?"])
+    bm25 = pt.terrier.Retriever(index, wmodel="BM25")
+    ranked = (pt.rewrite.tokenise() >> bm25 % 100 >> pt.rewrite.reset() >> get >> M % 3).transform(asked)
+    assert ranked.groupby("qid").size().tolist() == [3, 3]
+    assert set(ranked["query"]) == set(asked["query"])
+
+
 @pytest.mark.filterwarnings("ignore:There are shared pipeline components")
 def test_the_first_example_of_the_readme_over_a_terrier_index(tmp_path: Path) -> None:
     dataset = pt.get_dataset("rankdistillm:demo")
