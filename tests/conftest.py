@@ -23,7 +23,12 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 
 
-TOGETHER = {"tests/scale/": "ray", "[scale.rst]": "ray", "tests/runs/test_hub.py": "hub"}
+TOGETHER = {
+    "tests/scale/": "ray",
+    "[scale.rst]": "ray",
+    "[rerank_dataset a number]": "ray",
+    "tests/runs/test_hub.py": "hub",
+}
 """With ``pytest -n 2 --dist loadgroup`` one process has the Ray, one asks the hub's client: parts of node ids."""
 
 

@@ -259,9 +259,11 @@ NOTHING: dict[str, Callable[[Given], Any]] = {
 
 @pytest.mark.parametrize("call", NOTHING.values(), ids=NOTHING)
 @pytest.mark.usefixtures("offline")
-def test_what_cannot_mean_anything_is_refused_with_what_is_accepted(has: Given, call: Callable[[Given], Any]) -> None:
+def test_what_cannot_mean_anything_is_refused_with_what_is_accepted(
+    has: Given, call: Callable[[Given], Any], request: pytest.FixtureRequest
+) -> None:
     if "rerank_dataset" in str(call.__code__.co_names):
-        pytest.importorskip("ray")
+        request.getfixturevalue("cluster")
     with pytest.raises((TypeError, RankDistillmError), match=r"must be|accept"):
         call(has)
 
