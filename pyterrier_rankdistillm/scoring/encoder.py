@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -318,16 +318,17 @@ class CrossEncoder(PairEncoder):
         """See ``PairEncoder.recompute_layers``."""
         self.encoder.recompute = recompute
 
-    def _blank(self, config: EncoderConfig) -> CrossEncoder:
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The constructor's arguments, but for the shape."""
+        return {
+            "head": self.head_kind, "outputs": self.outputs, "head_bias": self.head_bias, "pooling": self.pooling,
+            "log_probability": self.log_probability,
+        }  # fmt: skip
+
+    def _blank(self, config: EncoderConfig) -> Self:
         """The same modules without these weights."""
-        return CrossEncoder(
-            config,
-            self.head_kind,
-            self.outputs,
-            self.head_bias,
-            pooling=self.pooling,
-            log_probability=self.log_probability,
-        )
+        return type(self)(config, **self._settings)
 
     def _embedded(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """The input of the first layer, shape (B, T, H)."""

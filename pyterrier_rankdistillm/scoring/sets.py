@@ -78,15 +78,7 @@ class SetEncoder(CrossEncoder):
             grown[token].normal_(0.0, config.initializer_range, generator=torch.Generator().manual_seed(seed))
             weights[_TOKENS] = grown
         with torch.device("meta"):
-            made = cls(
-                config,
-                encoder.head_kind,
-                encoder.outputs,
-                encoder.head_bias,
-                pooling=encoder.pooling,
-                log_probability=encoder.log_probability,
-                interaction=interaction,
-            )
+            made = cls(config, **encoder._settings, interaction=interaction)
         made.load_state_dict(weights, assign=True)
         made.has_new_head = encoder.has_new_head
         return made.eval().requires_grad_(False)
@@ -116,16 +108,9 @@ class SetEncoder(CrossEncoder):
                 hidden[number] = self.encoder.through(layer, states, seen[number], others)
         return torch.cat([self._scored(states, mask) for states, mask in zip(hidden, masks, strict=True)])
 
-    def _blank(self, config: EncoderConfig) -> SetEncoder:
-        return SetEncoder(
-            config,
-            self.head_kind,
-            self.outputs,
-            self.head_bias,
-            pooling=self.pooling,
-            log_probability=self.log_probability,
-            interaction=self.interaction,
-        )
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings, "interaction": self.interaction}
 
 
 _TOKENS = "embeddings.word_embeddings.weight"
