@@ -442,7 +442,8 @@ class _Layer(nn.Module):
 
     def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, others: KeysValues | None = None) -> Tensor:
         attended = self.attention(queries, hidden, mask, others)
-        return self.output(self.activation(self.intermediate.dense(attended)), attended)
+        dense = self.intermediate.dense
+        return self.output(self.activation(dense(_as_read_by(dense, attended))), attended)
 
 
 class _Attention(nn.Module):
@@ -465,10 +466,13 @@ class _SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def keys_values(self, hidden: Tensor) -> KeysValues:
+        hidden = _as_read_by(self.key, hidden)  # once for both
         return self._split(self.key(hidden)), self._split(self.value(hidden))
 
     def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, others: KeysValues | None) -> Tensor:
-        keys, values = self.keys_values(hidden)
+        read = _as_read_by(self.key, hidden)
+        queries = read if queries is hidden else _as_read_by(self.key, queries)
+        keys, values = self.keys_values(read)
         if others is not None:
             rows = (len(hidden), -1, -1, -1)
             keys, values = (torch.cat([x, y.expand(rows)], dim=2) for x, y in ((keys, others[0]), (values, others[1])))
@@ -483,6 +487,12 @@ class _SelfAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, heads, T, H / heads)
+
+
+def _as_read_by(linear: nn.Module, x: Tensor) -> Tensor:
+    """The input of a linear map in the precision that it computes in, where that is a half one."""
+    weight: Any = linear.weight
+    return x.to(weight.dtype) if weight.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class _Dense(nn.Module):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import PrecisionWarning
 from . import onednn
 from .batching import plan_batches
 from .checkpoint import Checkpoint
@@ -63,9 +65,14 @@ class Scorer:
             for those of the layers on an x86 CPU: there they are rearranged, for speed. What is made of them is shared
             by all scorers of the same weights on the same device.
         device: Torch device; default: CUDA where there is one, else the CPU. Apple's MPS only if named.
-        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``: faster on a GPU, other scores (in the
-            second decimal); or ``"int8"``: linear layers in int8, for an x86 CPU, other scores (in the first decimal).
+        dtype: ``"float32"``; ``"bfloat16"`` or ``"float16"`` for the layers, faster on a GPU (and bfloat16 on a CPU
+            that multiplies it), other scores (in the second decimal); or ``"int8"``: linear layers in int8, for an x86
+            CPU, other scores (in the first decimal). A half precision that a CPU does not gain from is computed in
+            float32, with a ``PrecisionWarning``.
         batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
+
+    Attributes:
+        precision: What is computed in: ``dtype``, or what ``precision_on`` says.
 
     Raises:
         ValueError: torch does not know the device, it is not available, or it cannot compute in int8; or the encoder
@@ -89,6 +96,15 @@ class Scorer:
         self.encoder = _scoring_encoder(checkpoint, self.device, dtype)
         self.tokenizer = checkpoint.tokenizer
         self.dtype = dtype
+        self.precision = precision_on(self.device, dtype)
+        if dtype in get_args(DType) and self.precision != dtype:
+            warnings.warn(
+                f"{type(self).__name__}: dtype={dtype!r} is computed in {self.precision} here: this CPU, or its torch, "
+                f"has no fast products in {dtype} (bfloat16 takes AMX or AVX512-BF16). Give dtype={self.precision!r}, "
+                f"or a GPU.",
+                PrecisionWarning,
+                stacklevel=2,
+            )
         self.batch_tokens = batch_tokens or _DEFAULT_BATCH_TOKENS.get(self.device.type, _ACCELERATOR_BATCH_TOKENS)
 
     def score(
@@ -188,7 +204,7 @@ class Scorer:
         return tensor.to(self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.dtype in ("float32", "int8"):
+        if self.device.type == "cpu" or self.dtype == "float32":  # on a CPU the layers have the precision
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
 
@@ -255,11 +271,7 @@ def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precis
             f"Scorer: dtype must be float32, bfloat16 or float16 on {device} here, got 'int8'. int8 needs an x86 CPU "
             f"and a torch whose oneDNN computes it right; use 'float32', or 'bfloat16' on a GPU."
         )
-    kind: type[onednn.PackedLinear] | type[onednn.Int8Linear] | None = None
-    if dtype == "int8":
-        kind = onednn.Int8Linear
-    elif dtype == "float32" and device.type == "cpu" and onednn.works(onednn.PackedLinear):
-        kind = onednn.PackedLinear
+    kind = onednn.kind_of(dtype) if device.type == "cpu" else None
     encoder = checkpoint.encoder
     weights = list(encoder.parameters())
     if encoder.training or any(weight.requires_grad or weight.is_inference() for weight in weights):
@@ -274,26 +286,31 @@ def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precis
     return twin
 
 
-def _made(
-    encoder: PairEncoder, device: torch.device, kind: type[onednn.PackedLinear] | type[onednn.Int8Linear] | None
-) -> PairEncoder:
+def _made(encoder: PairEncoder, device: torch.device, kind: onednn.Kind | None) -> PairEncoder:
     twin = encoder.on(device)
     if kind is not None:
         onednn.replace_linears(twin, kind)
-    if kind is onednn.PackedLinear and not isinstance(twin, CrossEncoder) and not _agree(twin, encoder.on(device)):
+    near = 1e-3 if kind is onednn.PackedLinear else 0.1
+    floats = kind in (onednn.PackedLinear, onednn.BFloat16Linear)
+    if floats and not isinstance(twin, CrossEncoder) and not _agree(twin, encoder.on(device), near):
         return encoder.on(device)  # a module of transformers that reads its linear maps' weights itself
     return twin
 
 
-def _agree(packed: PairEncoder, plain: PairEncoder) -> bool:
-    """Whether packed layers change nothing, found by trying."""
+def _agree(packed: PairEncoder, plain: PairEncoder, near: float) -> bool:
+    """Whether packed layers change scores by no more than rounding does, found by trying."""
     ids = torch.arange(16).reshape(2, 8) % packed.vocab_size
     with torch.inference_mode():
         try:
             scores = packed(ids, torch.zeros_like(ids))
         except (AttributeError, RuntimeError, TypeError):
             return False
-        return torch.allclose(scores, plain(ids, torch.zeros_like(ids)), rtol=1e-3, atol=1e-3)
+        return torch.allclose(scores, plain(ids, torch.zeros_like(ids)), rtol=near, atol=near)
+
+
+def precision_on(device: torch.device, dtype: Precision) -> str:
+    """The precision that a device computes in where ``dtype`` is asked for."""
+    return onednn.computed_in(dtype) if device.type == "cpu" else dtype
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
