@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,13 @@ class LinearMap(NamedTuple):
         module: The module that holds it.
         name: Its name there.
         activation: One of ``EncoderConfig.hidden_act``; None: there is none to be fused.
+        follows: The activation that gives its inputs; None: they come from elsewhere, or it is not known.
     """
 
     module: nn.Module
     name: str
     activation: str | None
+    follows: str | None
 
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -303,11 +305,12 @@ class CrossEncoder(PairEncoder):
     def linear_maps(self) -> Iterator[LinearMap]:
         """The linear maps of its layers; see ``PairEncoder.linear_maps``."""
         for layer in self.encoder.layer:
+            around = (layer.intermediate, layer.output)  # the activation
             for module in layer.modules():
                 for name, child in module.named_children():
                     if isinstance(child, nn.Linear):
-                        fused = self.config.hidden_act if module is layer.intermediate else None
-                        yield LinearMap(module, name, fused)
+                        fused, follows = (self.config.hidden_act if module is one else None for one in around)
+                        yield LinearMap(module, name, fused, follows)
 
     def without_activations(self) -> None:
         """The activations of ``linear_maps`` are done by what replaced them."""
@@ -489,10 +492,9 @@ class _SelfAttention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, heads, T, H / heads)
 
 
-def _as_read_by(linear: nn.Module, x: Tensor) -> Tensor:
-    """The input of a linear map in the precision that it computes in, where that is a half one."""
-    weight: Any = linear.weight
-    return x.to(weight.dtype) if weight.dtype in (torch.bfloat16, torch.float16) else x
+def _as_read_by(linear: nn.Module, x: Any) -> Any:
+    """The input of a linear map as it multiplies it, made once for all maps that read it; see ``onednn``."""
+    return x if isinstance(linear, nn.Linear) else cast(Any, linear).read(x)
 
 
 class _Dense(nn.Module):

@@ -266,7 +266,7 @@ _TWINS_LOCK = threading.Lock()
 
 
 def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precision) -> PairEncoder:
-    if dtype == "int8" and not (device.type == "cpu" and onednn.works(onednn.Int8Linear)):
+    if dtype == "int8" and not (device.type == "cpu" and onednn.kind_of(dtype)):
         raise ValueError(
             f"Scorer: dtype must be float32, bfloat16 or float16 on {device} here, got 'int8'. int8 needs an x86 CPU "
             f"and a torch whose oneDNN computes it right; use 'float32', or 'bfloat16' on a GPU."
