@@ -22,6 +22,7 @@ from .checks import first_no_text, is_text, is_whole, told, whole
 from .errors import CheckpointError
 from .query_language import RewrittenQueryWarning, remedy, rewritten
 from .scoring.checkpoint import Checkpoint, Format
+from .scoring.devices import Device
 from .scoring.folders import locate, looks_like_path
 from .scoring.scorer import Precision, Scored, Scorer
 
@@ -90,10 +91,12 @@ class CrossEncoderReRanker(pt.Transformer):
         revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for numbers that last.
         local_files_only: Use the hub's local cache only, never the network.
         device: Torch device, such as ``"cuda:1"``; default: CUDA if available, else the CPU. Apple's MPS is used on
-            request only.
-        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast, which is faster on a GPU and changes
-            scores in the second or third digit; or ``"int8"`` for the linear layers, which is faster on an x86 CPU and
-            changes scores in the first or second digit.
+            request only. Several, such as ``["cuda:0", "cuda:1"]``: each batch goes to whichever is free.
+        dtype: ``"float32"``; or ``"bfloat16"`` or ``"float16"`` for the layers' products and attention, which is faster
+            on a GPU and changes scores in the second or third digit; or ``"tf32"``, on an NVIDIA GPU from capability
+            8.0: float32 with products of rounded inputs, which changes scores in the third or fourth digit; or
+            ``"int8"`` for the linear layers, which is faster on an x86 CPU and changes scores in the first or second
+            digit.
         batch_tokens: Number of tokens per batch, padding included; default: 512 on the CPU, 32,768 elsewhere. Scores do
             not depend on it. When memory runs out, it is halved and the batch is tried again.
         query_length: Number of tokens read of a query; default: the checkpoint's (32 for the published ones).
@@ -131,7 +134,7 @@ class CrossEncoderReRanker(pt.Transformer):
         *,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device | None = None,
+        device: Device = None,
         dtype: Precision = "float32",
         batch_tokens: int | None = None,
         query_length: int | None = None,

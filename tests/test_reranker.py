@@ -461,7 +461,7 @@ def test_verbose_draws_a_bar(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, int8, got 'float64'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, int8, tf32, got 'float64'"),
         ({"dtype": torch.float16}, "dtype must be one of"),
         ({"activation": "softmax"}, "activation must be None or one of sigmoid, got 'softmax'"),
         ({"batch_tokens": 0}, "batch_tokens must be .*at least 1, got 0"),
