@@ -406,7 +406,12 @@ class _Ahead:
 
     def _begin(self, number: int) -> None:
         assert self._pool is not None
-        self._parts.extend(self._pool.submit(next, self._iterator, None) for _ in range(number))
+        assert self._iterator is not None
+        self._parts.extend(self._pool.submit(_next, self._iterator) for _ in range(number))
+
+
+def _next(iterator: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+    return next(iterator, None)
 
 
 @dataclass(frozen=True)
