@@ -51,11 +51,12 @@ def three_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_cores_take_batches_of_their_own(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:
     scorer = Scorer(opened, device="cpu", batch_tokens=60)
     (place,) = scorer.places
-    encoder, seen = place.encoder, set()
+    encoder, seen, all_at_once = place.encoder, set(), threading.Barrier(3, timeout=20)
 
     def noted(*batch: Any) -> torch.Tensor:
-        seen.add((threading.get_ident(), torch.get_num_threads()))
-        time.sleep(0.005)
+        if threading.get_ident() not in {thread for thread, _ in seen}:
+            seen.add((threading.get_ident(), torch.get_num_threads()))
+            all_at_once.wait()
         return encoder(*batch)
 
     noted.sees_lists = False  # type: ignore[attr-defined]
@@ -175,61 +176,40 @@ def test_several_devices_of_a_re_ranker(opened: Checkpoint, expected: np.ndarray
         MonoElectra(opened, device=[]).rank("cat", ["sun"])
 
 
-class FakeGPU:
-    """An encoder with the latencies of a GPU: launching returns at once, reading waits for what was launched before.
-
-    Args:
-        encoder: Computes the scores.
-        seconds: What a batch takes on the device.
-    """
-
-    sees_lists = False
-
-    def __init__(self, encoder: Any, seconds: float) -> None:
-        self.encoder, self.seconds = encoder, seconds
-        self.free = time.perf_counter()
-        self.idle = 0.0
-        self.batches = 0
-        self.done: dict[int, float] = {}
-        self.lock = threading.Lock()
-
-    def __call__(self, *batch: Any) -> torch.Tensor:
-        scores = self.encoder(*batch)
-        with self.lock:
-            now = time.perf_counter()
-            if self.batches:
-                self.idle += max(0.0, now - self.free)
-            self.batches += 1
-            self.free = max(now, self.free) + self.seconds
-            self.done[id(scores)] = self.free
-        return scores
-
-
-def test_a_device_does_not_wait_for_what_comes_before_and_after(
+def test_a_device_has_the_next_batch_before_the_last_one_is_read(
     opened: Checkpoint, expected: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A GPU computes in order what it is given, so it never waits if a batch is launched before the last is done."""
     scorer = Scorer(opened, device="cpu", batch_tokens=60)
     (place,) = scorer.places
-    gpu = FakeGPU(place.encoder, seconds=0.03)
-    pad = scorer.tokenizer.pad
+    batches = len(scorer._plan(np.array([len(pair.ids) for pair in scorer._tokenise(list(dict.fromkeys(PAIRS)), {})]), 1))
+    launched: list[int] = []
+    given = threading.Condition()
+    encoder = place.encoder
 
-    def slow_pad(pairs: Any) -> Any:
-        time.sleep(0.02)
-        return pad(pairs)
+    def launch(*batch: Any) -> torch.Tensor:
+        scores = encoder(*batch)
+        with given:
+            launched.append(len(scores))
+            given.notify_all()
+        return scores
+
+    launch.sees_lists = False  # type: ignore[attr-defined]
+    reads = iter(range(1, batches + 1))
 
     def read(scores: torch.Tensor) -> np.ndarray[Any, Any]:
-        time.sleep(max(0.0, gpu.done[id(scores)] - time.perf_counter()))
+        with given:
+            needed = min(next(reads) + 1, batches)
+            assert given.wait_for(lambda: len(launched) >= needed, timeout=20), "the device waits"
         return scores.numpy()
 
-    monkeypatch.setattr(place, "encoder", gpu)
-    monkeypatch.setattr(place, "scores", lambda batches: gpu(*place._padded(*batches[0])))
+    monkeypatch.setattr(place, "encoder", launch)
     monkeypatch.setattr(place, "read", read)
-    monkeypatch.setattr(type(scorer.tokenizer), "pad", lambda _, pairs: slow_pad(pairs))
-    monkeypatch.setattr(module, "threads", lambda *_: devices.Threads(ThreadPoolExecutor(2), 2))
+    gpu = devices.Threads(ThreadPoolExecutor(2), 2)
+    monkeypatch.setattr(module, "threads", lambda *_: gpu)
     np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
-    assert gpu.batches > 10
-    # In series it would wait 0.02 s for each batch.
-    assert gpu.idle < 0.25 * 0.02 * gpu.batches
+    assert len(launched) == batches > 10
+    gpu.executor.shutdown()
 
 
 def test_the_first_window_is_small(monkeypatch: pytest.MonkeyPatch) -> None:

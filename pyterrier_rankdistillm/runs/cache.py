@@ -136,7 +136,7 @@ class ScoreCache(pt.Transformer):
         with _OPENING:
             # Settings of the re-ranker may have changed since; then it has opened another checkpoint.
             checkpoint = self.reranker.checkpoint
-            settings = self.reranker.dtype, self.reranker.activation
+            settings = self.reranker.precision, self.reranker.activation
             opened = self._opened
             if opened is None or not opened.is_for(checkpoint, settings):
                 self.close()

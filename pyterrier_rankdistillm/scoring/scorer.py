@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import warnings
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import PrecisionWarning
 from . import attention, onednn
 from .attention import Kernel, Packed
 from .batching import plan_batches
@@ -155,10 +157,15 @@ class Scorer:
             by all scorers of the same weights on the same device.
         device: Torch device; default: CUDA where there is one, else the CPU. Apple's MPS only if named. Several, such
             as ``["cuda:0", "cuda:1"]``: each batch goes to whichever is free.
-        dtype: ``"float32"``; ``"bfloat16"`` or ``"float16"`` for the layers' linear maps and attention: faster on a
-            GPU, other scores (in the second decimal); ``"tf32"``: float32 with products of 10-bit fractions, on a GPU;
-            ``"int8"``: linear layers in int8, for an x86 CPU, other scores (in the first decimal).
+        dtype: ``"float32"``; ``"bfloat16"`` or ``"float16"`` for the layers, faster on a GPU (and bfloat16 on a CPU
+            that multiplies it), other scores (in the second decimal); ``"tf32"``: float32 with products of 10-bit
+            fractions, on a GPU; or ``"int8"``: linear layers in int8, for an x86 CPU, other scores (in the first
+            decimal). A half precision that a CPU does not gain from is computed in float32, with a
+            ``PrecisionWarning``.
         batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
+
+    Attributes:
+        precision: What is computed in: ``dtype``, or what ``precision_on`` says.
 
     Raises:
         ValueError: torch does not know a device, it is not available, or it cannot compute in that precision; or the
@@ -181,6 +188,15 @@ class Scorer:
         self.places = [_place(checkpoint, one, dtype) for one in resolve_devices(device)]
         self.tokenizer = checkpoint.tokenizer
         self.dtype = dtype
+        self.precision = precision_on([place.device for place in self.places], dtype)
+        if dtype in get_args(DType) and self.precision != dtype:
+            warnings.warn(
+                f"{type(self).__name__}: dtype={dtype!r} is computed in {self.precision} here: this CPU, or its torch, "
+                f"has no fast products in {dtype} (bfloat16 takes AMX or AVX512-BF16). Give dtype={self.precision!r}, "
+                f"or a GPU.",
+                PrecisionWarning,
+                stacklevel=2,
+            )
         defaults = (_DEFAULT_BATCH_TOKENS.get(place.device.type, _ACCELERATOR_BATCH_TOKENS) for place in self.places)
         self.batch_tokens = batch_tokens or min(defaults)
 
@@ -459,12 +475,8 @@ def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precis
             f"Scorer: dtype must be float32, bfloat16 or float16 on {device} here, got 'int8'. int8 needs an x86 CPU "
             f"and a torch whose oneDNN computes it right; use 'float32', or 'bfloat16' on a GPU."
         )
-    kind: type[onednn.PackedLinear] | type[onednn.Int8Linear] | None = None
-    if dtype == "int8":
-        kind = onednn.Int8Linear
-    elif dtype == "float32" and device.type == "cpu" and onednn.works(onednn.PackedLinear):
-        kind = onednn.PackedLinear
-    half = getattr(torch, dtype) if dtype in ("bfloat16", "float16") else None
+    kind = onednn.kind_of(dtype) if device.type == "cpu" else None
+    half = getattr(torch, dtype) if device.type != "cpu" and dtype in ("bfloat16", "float16") else None
     encoder = checkpoint.encoder
     weights = list(encoder.parameters())
     if encoder.training or any(weight.requires_grad or weight.is_inference() for weight in weights):
@@ -480,27 +492,41 @@ def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precis
 
 
 def _made(
-    encoder: PairEncoder,
-    device: torch.device,
-    kind: type[onednn.PackedLinear] | type[onednn.Int8Linear] | None,
-    half: torch.dtype | None,
+    encoder: PairEncoder, device: torch.device, kind: onednn.Kind | None, half: torch.dtype | None
 ) -> PairEncoder:
     twin = encoder.on(device)
     if half is not None:
         twin.compute_in(half)
     if kind is not None:
         onednn.replace_linears(twin, kind)
-    if kind is onednn.PackedLinear and not isinstance(twin, CrossEncoder) and not _agree(twin, encoder.on(device)):
+    near = 1e-3 if kind is onednn.PackedLinear else 0.1
+    floats = kind in (onednn.PackedLinear, onednn.BFloat16Linear)
+    if floats and not isinstance(twin, CrossEncoder) and not _agree(twin, encoder.on(device), near):
         return encoder.on(device)  # a module of transformers that reads its linear maps' weights itself
     return twin
 
 
-def _agree(packed: PairEncoder, plain: PairEncoder) -> bool:
-    """Whether packed layers change nothing, found by trying."""
+def _agree(packed: PairEncoder, plain: PairEncoder, near: float) -> bool:
+    """Whether packed layers change scores by no more than rounding does, found by trying."""
     ids = torch.arange(16).reshape(2, 8) % packed.vocab_size
     with torch.inference_mode():
         try:
             scores = packed(ids, torch.zeros_like(ids))
         except (AttributeError, RuntimeError, TypeError):
             return False
-        return torch.allclose(scores, plain(ids, torch.zeros_like(ids)), rtol=1e-3, atol=1e-3)
+        return torch.allclose(scores, plain(ids, torch.zeros_like(ids)), rtol=near, atol=near)
+
+
+def precision_on(devices: Sequence[torch.device], dtype: Precision) -> str:
+    """The precision that devices compute in where ``dtype`` is asked for.
+
+    Raises:
+        ValueError: They differ.
+    """
+    found = {onednn.computed_in(dtype) if device.type == "cpu" else dtype for device in devices}
+    if len(found) > 1:
+        raise ValueError(
+            f"device must be devices that compute alike, got {', '.join(map(str, devices))}, of which the CPU has no "
+            f"fast {dtype}. Name GPUs only, or use dtype='float32'."
+        )
+    return found.pop()
