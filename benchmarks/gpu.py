@@ -133,8 +133,8 @@ def our_systems(checkpoint: Path, device: str) -> dict[str, Callable[[pd.DataFra
     """This package in every precision that the device has."""
     systems = {}
     for dtype in PRECISIONS:
-        reranker = MonoElectra(checkpoint, device=device, dtype=dtype)  # type: ignore[arg-type]
         try:
+            reranker = MonoElectra(checkpoint, device=device, dtype=dtype)  # type: ignore[arg-type]
             reranker.rank("cat", ["the cat sat"])
         except ValueError as error:
             print(f"ours, {dtype}: {error}", flush=True)

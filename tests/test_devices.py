@@ -182,7 +182,9 @@ def test_a_device_has_the_next_batch_before_the_last_one_is_read(
     """A GPU computes in order what it is given, so it never waits if a batch is launched before the last is done."""
     scorer = Scorer(opened, device="cpu", batch_tokens=60)
     (place,) = scorer.places
-    batches = len(scorer._plan(np.array([len(pair.ids) for pair in scorer._tokenise(list(dict.fromkeys(PAIRS)), {})]), 1))
+    batches = len(
+        scorer._plan(np.array([len(pair.ids) for pair in scorer._tokenise(list(dict.fromkeys(PAIRS)), {})]), 1)
+    )
     launched: list[int] = []
     given = threading.Condition()
     encoder = place.encoder
