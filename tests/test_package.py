@@ -122,6 +122,7 @@ ROOMS = {
     "runs": ("reranker", "scoring", "set_encoder"),
     "demo": ("reranker", "runs", "scoring"),
     "datasets": ("demo", "runs"),
+    "artifacts": ("runs",),
     "training": ("datasets", "reranker", "runs", "scoring", "set_encoder"),
     "reproduction": ("datasets", "reranker", "runs", "scoring"),
     "scale": ("reranker", "runs", "scoring", "set_encoder"),

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
 from ..checks import is_whole, whole
-from ..errors import RankingError
+from ..errors import RankingError, RunFileError
 from ..locks import hold, lock_of
+from .download import md5_of
 from .files import check_target
 from .given import Door, GivenRun, MappedRun, Ranker, Run, Topics, first_stage_of, ids_of, ranker_of, read, topics_of
 from .kept import Record, Work, check_reuse, made_at
 from .kinds import frame
 from .ranks import Ids, first_fault, order_disagrees, positions
-from .records import describe, frame_digest, versions
-from .shards import Shards, completed, folder_of
+from .records import describe, frame_digest, public, versions
+from .shards import Shards, completed, folder_of, record_of
 
 OnFault = Literal["error", "skip"]
 
@@ -82,8 +84,11 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class MadeRun:
-    """A finished run.
+class MadeRun(pt.Artifact):
+    """A finished run: a PyTerrier artifact, and the name of its file wherever a run is given.
+
+    ``pt.Artifact.load("rank-zephyr.run.gz")`` opens it again, ``to_hf("me/rank-zephyr")`` publishes it with its record
+    (without local paths), and ``pt.Artifact.from_hf("me/rank-zephyr")`` brings it back.
 
     Args:
         path: The run file.
@@ -91,13 +96,74 @@ class MadeRun:
         kept: What of it an earlier call had made; None if nothing.
     """
 
+    ARTIFACT_TYPE: ClassVar[str] = "run"
+    ARTIFACT_FORMAT: ClassVar[str] = "rankdistillm"
+    ARTIFACT_PACKAGE_HINT: ClassVar[str] = "pyterrier-rankdistillm"
+
     path: Path
     record: dict[str, Any] = field(repr=False)
     kept: Kept | None = field(default=None, compare=False)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MadeRun:  # type: ignore[override]  # it takes no options
+        """Opens a run by its path.
+
+        Args:
+            path: The run file, with its record beside it; or a folder with just these, as an unpacked artifact is.
+
+        Raises:
+            FileNotFoundError: There is no run, or no record beside it.
+            RunFileError: Run or record are damaged, or not each other's.
+        """
+        given = Path(path).expanduser().absolute()
+        file = _run_in(given) if given.is_dir() else given
+        for part in (file, record_of(file)):
+            if not part.is_file():
+                raise FileNotFoundError(f"MadeRun.load: {given} must be a run with its record; {part} is not there.")
+        try:
+            made = json.loads(record_of(file).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFileError(f"MadeRun.load: {record_of(file)} is not JSON: {error}.") from error
+        stated = made.get("md5") if isinstance(made, dict) else None
+        if stated is None or "made by" not in made:
+            raise RunFileError(f"MadeRun.load: {record_of(file)} is not the record of a made run.")
+        found = md5_of(file)
+        if found != stated:
+            raise RunFileError(
+                f"MadeRun.load: {file} is not the run that its record is of: it has MD5 {found}, not {stated}. Read it "
+                f"as any run: runs.read."
+            )
+        return cls(file, made)
+
     def read(self, **options: Any) -> pd.DataFrame:
         """The run as a frame; options as for ``runs.read``."""
         return read(self.path, **options)
+
+    def retriever(self) -> pt.Transformer:
+        """The run as a first stage: for topics it gives its rankings."""
+        return first_stage_of(self.path, who="MadeRun.retriever")
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def _package_files(self) -> Iterator[tuple[str, str | io.BytesIO]]:
+        """The files of ``build_package`` and ``to_hf``."""
+        yield "pt_meta.json", _json_file(self._build_metadata())
+        yield record_of(self.path).name, _json_file(public(self.record))
+        yield self.path.name, os.fspath(self.path)
+
+
+def _json_file(content: Any) -> io.BytesIO:
+    return io.BytesIO(json.dumps(content, indent=2).encode())
+
+
+def _run_in(folder: Path) -> Path:
+    runs = [record.with_suffix("") for record in folder.glob("*.json") if record.with_suffix("").is_file()]
+    if len(runs) != 1:
+        raise FileNotFoundError(
+            f"MadeRun.load: {folder} must hold one run with its record, got {len(runs)}. Name the run's file."
+        )
+    return runs[0]
 
 
 def make_teacher_run(
