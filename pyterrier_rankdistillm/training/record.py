@@ -12,7 +12,7 @@ import pandas as pd
 from ..extras import require
 from .settings import Settings, Stage
 
-_HERE = ("folder", "resume", "verbose", "tensorboard", "device")
+_HERE = ("folder", "resume", "verbose", "report_to", "device")
 """Settings of where and how it was run, which say nothing of what came out."""
 
 

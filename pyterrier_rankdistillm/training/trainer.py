@@ -21,13 +21,13 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import SequentialSampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..scoring.batching import plan_batches
 from ..scoring.encoder import Batch, PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
-from .callbacks import MEASURE, Guard, ProgressBar, tensorboard
+from .callbacks import Guard, ProgressBar, reporter
 from .lists import Lists, TrainingList
 from .losses import Losses
 from .settings import Settings
@@ -65,6 +65,7 @@ class ListwiseTrainer(Trainer):
         validate: Returns the validation measure of the current weights; called on one process.
         resumed: Whether training continues from a checkpoint.
         start_can_win: Whether the weights before training take part where the best ones are chosen.
+        callbacks: The user's.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class ListwiseTrainer(Trainer):
         validate: Callable[[], float] | None = None,
         resumed: bool = False,
         start_can_win: bool = True,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.settings = settings
         self.start_can_win = start_can_win
@@ -104,8 +106,10 @@ class ListwiseTrainer(Trainer):
             self.add_callback(ProgressBar(settings.measure))
         if settings.patience is not None and validate is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
-        if settings.tensorboard:
-            self.add_callback(tensorboard(folder))
+        for tracker in settings.trackers:
+            self.add_callback(reporter(tracker, folder))
+        for callback in callbacks:
+            self.add_callback(callback)
 
     # --- where the recipe differs from the Trainer's defaults ---
 
@@ -234,7 +238,7 @@ class ListwiseTrainer(Trainer):
             torch.distributed.broadcast(shared, src=0)
             value = shared.item()
         cast(nn.Module, self.model).train()
-        metrics = {f"eval_{MEASURE}": value}
+        metrics = {f"eval_{self.settings.measure}": value}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.state.global_step == 0 and self.start_can_win:  # the Trainer lets it take no part
@@ -283,7 +287,7 @@ def training_arguments(
         save_total_limit=2,  # the last, and the best
         load_best_model_at_end=validated,
         restore_callback_states_from_checkpoint=True,  # the state of early stopping
-        metric_for_best_model=f"eval_{MEASURE}" if validated else None,
+        metric_for_best_model=f"eval_{settings.measure}" if validated else None,
         greater_is_better=True if validated else None,
         remove_unused_columns=False,
         disable_tqdm=True,
