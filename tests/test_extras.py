@@ -91,6 +91,7 @@ CALLS: list[tuple[str, str, Callable[[], Any]]] = [
     ("accelerate", "train", lambda: Distillation(DEMO, teacher=Untouched(), **settings())),
     ("tensorboard", "", lambda: Distillation(DEMO, **settings(folder="kept", report_to="tensorboard"))),
     ("wandb", "", lambda: FineTuning(DEMO, **settings(sample_size=2, report_to=["wandb"]))),
+    ("pyterrier_pisa", "demo", lambda: pt.get_dataset(DEMO).get_index()),
     ("yaml", "train", lambda: Distillation(DEMO, recipe=recipe())),
     ("ray", "scale", lambda: rerank_dataset("a.run", "no/such-model", "b.run", text=Untouched())),
     ("ray", "scale", lambda: scale.estimate_rerank("a.run", "no/such-model", "b.run", text=Untouched())),
