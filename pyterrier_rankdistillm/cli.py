@@ -259,7 +259,7 @@ def _rerank(args: argparse.Namespace) -> None:
         with_text = join_text(run, loader)
         run = run.assign(**{args.text_field: with_text["text"]})
     reranked = reranker.transform(run)
-    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag=reranker.schematic["label"].lower())
+    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag=reranker.label.lower())
     print(f"{args.output}: {len(reranked)} rows for {reranked['qid'].nunique()} queries, by {reranker!r}")
 
 

@@ -43,6 +43,8 @@ _ELSEWHERE = {
 """Arguments by what other re-rankers call them."""
 
 P = ParamSpec("P")
+_BOX = 20
+"""The characters that have room in a box of PyTerrier's drawings."""
 
 
 def _with_our_names(constructor: Callable[P, None]) -> Callable[P, None]:
@@ -119,8 +121,9 @@ class CrossEncoderReRanker(pt.Transformer):
     Re-ranking, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
 
-    # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
-    schematic: ClassVar[dict[str, str]] = {"label": "CrossEncoder", "help_url": "https://arxiv.org/abs/2405.07920"}
+    label: ClassVar[str] = "CrossEncoder"
+    """What progress bars, drawings and run files call it."""
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.07920"
     default_model: ClassVar[str | None] = None
     """What ``model`` is where it is not given; None: it has to be."""
 
@@ -174,7 +177,7 @@ class CrossEncoderReRanker(pt.Transformer):
         texts = self._strings(inp, self.text_field)
         fact = rewritten(zip(inp["qid"].tolist(), queries, strict=True))
         self._warn_of_rewriting(fact, inp)
-        with pt.tqdm(total=len(inp), desc=self.schematic["label"], unit=" pairs", disable=not self.verbose) as bar:
+        with pt.tqdm(total=len(inp), desc=self.label, unit=" pairs", disable=not self.verbose) as bar:
             scored = self._scored(inp, queries, texts, bar.update)
         self._check_finite(inp, scored.scores)
         self._warn_of_cuts(scored if fact is None else replace(scored, query_cuts=0))  # which was told by then
@@ -273,6 +276,23 @@ class CrossEncoderReRanker(pt.Transformer):
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a re-ranker")
         return commit.commit_url
+
+    def schematic(self, *, input_columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """How PyTerrier draws it: a box that says which model and, where they were given, which lengths."""
+        del input_columns
+        # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
+        return {"label": self._box(), "help_url": self.paper}
+
+    def _box(self) -> str:
+        source = self.model.source if isinstance(self.model, Checkpoint) else os.fspath(self.model)
+        model = Path(source.partition(",")[0].rpartition(":")[2]).name
+        same = model.casefold().startswith(self.label.casefold())  # MonoElectra base, not MonoElectra monoelectra-base
+        full = f"{self.label} {model[len(self.label) :].strip('-_ ') if same else model}".strip()
+        lengths = {"q": self.query_length, "d": self.doc_length}
+        tail = "".join(f" {letter}{length}" for letter, length in lengths.items() if length)
+        room = _BOX - len(tail)
+        fitting = next((name for name in (full, model) if len(name) <= room), f"{model[: room - 1]}…")
+        return fitting + tail
 
     def __repr__(self) -> str:
         """The settings that differ from their defaults, so that tables and caches tell re-rankers apart."""
@@ -466,7 +486,7 @@ class MonoElectraReRanker(CrossEncoderReRanker):
     ``first_stage >> MonoElectra("webis/monoelectra-large")``.
     """
 
-    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
+    label: ClassVar[str] = "MonoElectra"
     default_model: ClassVar[str | None] = "webis/monoelectra-base"
 
 

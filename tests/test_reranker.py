@@ -772,7 +772,7 @@ def test_schematic_has_a_short_label_and_opens_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr("pyterrier.documentation.objects_inv", dict)
     mono = MonoElectra("webis/monoelectra-base")
     schematic = pt.schematic.transformer_schematic(mono, input_columns=COLUMNS)
-    assert schematic["label"] == "MonoElectra"
+    assert schematic["label"] == "MonoElectra base"
     assert "MonoElectra" in pt.schematic.draw(mono % 10 >> mono)
 
 

@@ -121,6 +121,10 @@ class DemoTextLoader(pt.Transformer):
             raise KeyError(f"rankdistillm:demo has no passage {unknown[0]!r} ({len(unknown)} such rows).")
         return inp.assign(text=[self.texts[docno] for docno in inp["docno"]])
 
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
+        """Lets ``loader % k`` apply the cutoff before it loads texts."""
+        return pt.RankCutoff(k) >> self
+
     def attributes(self) -> list[Any]:
         """Drawings do not carry the collection."""
         return []

@@ -394,6 +394,16 @@ def _tell_of_others(path: Path) -> bool:
     return bool(others)
 
 
+def file_name(reranker: CrossEncoderReRanker) -> str:
+    """A name for files of what a re-ranker made, such as the ``names`` of ``pt.Experiment(..., save_dir=...)``.
+
+    It holds model, revision, lengths and precision, and a digest of the weights and of everything else that scores
+    depend on: re-rankers that score alike have the same name on all machines, and others have another one. It opens
+    the model.
+    """
+    return _name(model_identity(reranker))
+
+
 def _name(identity: dict[str, Any]) -> str:
     """A name such as ``webis-monoelectra-base@1a2b3c4d-q32-d256-float32-0123456789ab``."""
     model = re.sub(

@@ -94,7 +94,7 @@ def rerank_dataset(
         connected(address, who),
         planned(run, model, path, text, topics, depth, shard_size, num_workers, who, reuse) as plan,
     ):
-        label = plan.job.reranker.schematic["label"]
+        label = plan.job.reranker.label
         done = completed(path, plan.work)
         if done is not None:
             plan.work.warn()
