@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .checks import first_no_text, is_text, is_whole, told, whole
 from .errors import CheckpointError
+from .progress import bar
 from .query_language import RewrittenQueryWarning, remedy, rewritten
 from .scoring.checkpoint import Checkpoint, Format
 from .scoring.folders import locate, looks_like_path
@@ -106,7 +107,8 @@ class CrossEncoderReRanker(pt.Transformer):
         text_field: The column that holds the text.
         activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, except
             that logits beyond 16 become ties.
-        verbose: Show a progress bar with pairs per second.
+        verbose: Show a progress bar with pairs per second. None: if it takes more than two seconds, in a terminal or a
+            notebook.
 
     Queries in Terrier's query language, as RM3 leaves them, are told by one ``RewrittenQueryWarning``:
     ``pt.rewrite.reset()`` before the re-ranker restores what was asked.
@@ -141,7 +143,7 @@ class CrossEncoderReRanker(pt.Transformer):
         doc_length: int | None = None,
         text_field: str = "text",
         activation: Activation | None = None,
-        verbose: bool = False,
+        verbose: bool | None = None,
     ) -> None:
         self.model = self._named(model)
         self.revision = revision
@@ -177,8 +179,8 @@ class CrossEncoderReRanker(pt.Transformer):
         texts = self._strings(inp, self.text_field)
         fact = rewritten(zip(inp["qid"].tolist(), queries, strict=True))
         self._warn_of_rewriting(fact, inp)
-        with pt.tqdm(total=len(inp), desc=self.label, unit=" pairs", disable=not self.verbose) as bar:
-            scored = self._scored(inp, queries, texts, bar.update)
+        with bar(self.verbose, total=len(inp), desc=self.label, unit=" pairs") as drawn:
+            scored = self._scored(inp, queries, texts, drawn.update)
         self._check_finite(inp, scored.scores)
         self._warn_of_cuts(scored if fact is None else replace(scored, query_cuts=0))  # which was told by then
         return ranked(inp, self._activated(scored.scores))

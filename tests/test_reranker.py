@@ -762,7 +762,7 @@ def test_inspection_gives_inputs_outputs_and_attributes() -> None:
         "doc_length": 128,
         "text_field": "body",
         "activation": None,
-        "verbose": False,
+        "verbose": None,
     }
 
 

@@ -21,6 +21,7 @@ import pyterrier as pt
 from ..checks import is_whole, whole
 from ..errors import RankingError, RunFileError
 from ..locks import hold, lock_of
+from ..progress import bar
 from .download import md5_of
 from .files import check_target
 from .given import Door, GivenRun, MappedRun, Ranker, Run, Topics, first_stage_of, ids_of, ranker_of, read, topics_of
@@ -180,7 +181,7 @@ def make_teacher_run(
     settings: Mapping[str, Any] | None = None,
     on_fault: OnFault = "error",
     reuse: Collection[str] = (),
-    verbose: bool = True,
+    verbose: bool | None = None,
 ) -> MadeRun:
     """Lets a teacher re-rank a first stage, and writes its run.
 
@@ -208,7 +209,7 @@ def make_teacher_run(
             number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
         reuse: Parts that differ from what made the kept work (``"teacher"``, ``"first stage"``), but that do not change
             a result: it is taken up all the same. An error names them.
-        verbose: Show a progress bar.
+        verbose: Show a progress bar; None: in a terminal or a notebook.
 
     Returns:
         The run and its record: ``settings``, ``teacher``, ``first_stage``, ``versions``, numbers of queries and rows,
@@ -250,7 +251,7 @@ def make_run(
     reuse: Collection[str] = (),
     taken: Mapping[str, Record] | None = None,
     keep: Callable[[pd.DataFrame], None] | None = None,
-    verbose: bool = True,
+    verbose: bool | None = None,
 ) -> MadeRun:
     """A run of any re-ranker: a teacher, a system, or (with the identity as the re-ranker) a first stage.
 
@@ -291,8 +292,8 @@ def make_run(
     done = completed(path, work)
     if done is not None:
         work.warn(stacklevel=4)
-        with pt.tqdm(total=len(topics), unit=" queries", desc=f"Ranking (kept, made {made_at(path)})",
-                     initial=len(topics), disable=not verbose):  # fmt: skip
+        with bar(bool(verbose), total=len(topics), unit=" queries", desc=f"Ranking (kept, made {made_at(path)})",
+                 initial=len(topics)):  # fmt: skip
             pass
         return MadeRun(path, done, Kept(len(topics), made_at(path), tuple(work.notes(done["made by"]))))
     check_target(path)  # before days of work
@@ -302,7 +303,7 @@ def make_run(
     shards = Shards(folder_of(path), topics["qid"].tolist(), size=shard_size, work=work)
     by_qid = topics.set_index("qid", drop=False)
     made_with = versions()
-    bar = pt.tqdm(total=len(topics), unit=" queries", desc="Ranking", disable=not verbose)
+    drawn = bar(verbose, total=len(topics), unit=" queries", desc="Ranking")
     pending = shards.pending()
     already = len(topics) - sum(len(shard.qids) for shard in pending)
     kept = None
@@ -310,8 +311,8 @@ def make_run(
         work.warn(stacklevel=4)
         kept = Kept(already, made_at(shards.folder), tuple(work.notes(shards.made_by)))
     try:
-        with bar:
-            bar.update(already)
+        with drawn:
+            drawn.update(already)
             for shard in pending:
                 started = time.monotonic()
                 _seed(seed + shard.index)
@@ -319,7 +320,7 @@ def make_run(
                 run, notes = _rank(reranker, first_stage, asked, depth, on_fault, roles, keep)
                 notes |= {"versions": made_with, "seconds": round(time.monotonic() - started, 3)}
                 shards.save(shard, run, notes)
-                bar.update(len(shard.qids))
+                drawn.update(len(shard.qids))
     finally:  # also after an error or Ctrl-C: the same objects may be given again
         shards.ended(live)
     noted = shards.notes()

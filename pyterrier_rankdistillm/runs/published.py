@@ -151,12 +151,12 @@ NAMES: dict[str, tuple[PublishedFile, ...]] = {
 """``pt.get_dataset("rankdistillm:{name}")``: its file, and files that can stand in for it."""
 
 
-def fetch(name: str, *, verbose: bool = True) -> Path:
+def fetch(name: str, *, verbose: bool | None = None) -> Path:
     """The run file of a published dataset, downloaded if needed.
 
     Args:
         name: ``"rankzephyr"``, ``"set-encoder"``, ``"monoelectra"`` or ``"colbert"``.
-        verbose: Show a progress bar.
+        verbose: Show a progress bar; None: in a terminal or a notebook.
 
     Raises:
         KeyError: There is no such dataset.
@@ -320,7 +320,7 @@ def _place(name: str, file: PublishedFile) -> Path:
     return Path(ir_datasets.util.home_path()) / PARENT / f"rank-distillm-{name}{file.suffix}"
 
 
-def _fetch_file(name: str, file: PublishedFile, verbose: bool) -> Path | DownloadError:
+def _fetch_file(name: str, file: PublishedFile, verbose: bool | None) -> Path | DownloadError:
     if file.md5 is None:
         return DownloadError(f"{file.name} has no known checksum, so it is not downloaded unseen.")
     try:

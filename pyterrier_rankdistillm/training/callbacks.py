@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import pyterrier as pt
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..progress import bar
 from ..runs.atomic import write_json
 from ..runs.download import md5_of
 
@@ -52,12 +52,14 @@ class Guard(TrainerCallback):
 class ProgressBar(TrainerCallback):
     """A progress bar with the loss and the last validation."""
 
-    def __init__(self, measure: str) -> None:
+    def __init__(self, measure: str, verbose: bool | None = None) -> None:
         self.measure = measure
+        self.verbose = verbose
         self.shown: dict[str, str] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" steps")
+        steps = {"total": state.max_steps, "initial": state.global_step}
+        self.bar = bar(self.verbose, **steps, desc="Training", unit=" steps")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)

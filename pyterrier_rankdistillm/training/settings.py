@@ -227,7 +227,11 @@ class Settings:
         '``folder``), ``"wandb"`` (Weights & Biases, set up by its own environment variables), a list of these, or '
         '``"none"``. They must be installed.',
     )
-    verbose: bool = _setting(True, _SWITCH, "Show a progress bar, and the summary at the end.")
+    verbose: bool | None = _setting(
+        None,
+        _SWITCH.or_none(),
+        "Show a progress bar, and print the summary at the end; None: the bar in a terminal or a notebook only.",
+    )
     who: InitVar[str] = "Settings"
 
     def __post_init__(self, who: str) -> None:

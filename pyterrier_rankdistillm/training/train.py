@@ -248,5 +248,5 @@ def _report(record: Training, folder: Path) -> None:
         record.log.to_csv(folder / "log.csv", index=False)
         with contextlib.suppress(ImportError):
             record.plot().savefig(folder / "training.png", dpi=120)
-    if record.settings.verbose:
+    if record.settings.verbose is not False:
         print(record)

@@ -102,8 +102,8 @@ class ListwiseTrainer(Trainer):
         self.batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if on_cpu else settings.memory_tokens)
         self.remove_callback(PrinterCallback)
         self.add_callback(Guard(folder))
-        if settings.verbose and self.is_world_process_zero():
-            self.add_callback(ProgressBar(settings.measure))
+        if settings.verbose is not False and self.is_world_process_zero():
+            self.add_callback(ProgressBar(settings.measure, settings.verbose))
         if settings.patience is not None and validate is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
         for tracker in settings.trackers:

@@ -17,7 +17,7 @@ _COUNTS = (
     "sample_size", "steps", "batch_size", "memory_tokens", "batch_tokens", "query_length", "doc_length", "valid_every",
     "valid_queries", "patience", "log_every", "depth", "accumulation", "save_every",
 )  # fmt: skip
-_SWITCHES = ("add_relevant", "drop_near_duplicates", "gradient_checkpointing", "resume", "verbose")
+_SWITCHES = ("add_relevant", "drop_near_duplicates", "gradient_checkpointing", "resume")
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, value) for name in _COUNTS for value in (0, -1, 1.0, 2.5, "3", True)),
     *((name, value) for name in ("warmup_steps", "seed") for value in (-1, 1.5, "3", None, False)),
@@ -27,6 +27,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, float("inf")) for name in ("epochs", "learning_rate", "max_grad_norm")),
     *((name, None) for name in ("batch_size", "accumulation", "learning_rate", "weight_decay", "memory_tokens")),
     *((name, value) for name in _SWITCHES for value in (None, 0, 1, "yes")),
+    *(("verbose", value) for value in (0, 1, "yes")),
     *((name, "other") for name in ("sampling", "schedule", "dtype", "on_unusable", "device")),
     *((name, None) for name in ("sampling", "schedule", "on_unusable")),
     *(("measure", value) for value in ("nDCG@", "no such", "", "__import__('os')", None, 3)),
