@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .checks import first_no_text, is_text, is_whole, told, whole
 from .errors import CheckpointError
+from .notebook import card
 from .progress import bar
 from .query_language import RewrittenQueryWarning, remedy, rewritten
 from .scoring.checkpoint import Checkpoint, Format
@@ -278,6 +279,20 @@ class CrossEncoderReRanker(pt.Transformer):
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a re-ranker")
         return commit.commit_url
+
+    def _repr_html_(self) -> str | None:
+        """PyTerrier's drawing, and what it does not tell: the model and, once it is open, where it runs."""
+        drawn = cast(Any, super())._repr_html_()
+        checkpoint = self.model if isinstance(self.model, Checkpoint) else None
+        rows: list[tuple[str, Any]] = [("model", checkpoint.source if checkpoint else os.fspath(cast(str, self.model)))]
+        rows += [("revision", self.revision)]
+        if self._opened is None or self._opened[0] != self._opening():
+            rows.append(("open", "when the first rows are scored"))
+        else:
+            lengths = self._opened[1].tokenizer.lengths
+            rows.append(("reads", f"query {lengths.query or 'whole'}, text {lengths.doc or 'whole'} (tokens)"))
+            rows.append(("runs on", f"{self._opened[2].device}, {self.dtype}"))
+        return None if drawn is None else drawn + card(type(self).__name__, rows)
 
     def schematic(self, *, input_columns: Sequence[str] | None = None) -> dict[str, Any]:
         """How PyTerrier draws it: a box that says which model and, where they were given, which lengths."""

@@ -17,6 +17,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..extras import require
+from ..notebook import card
 from ..scratch import replacing_folder
 
 _FOLDER = resources.files(__package__) / "collection"
@@ -87,6 +88,17 @@ class DemoDataset(pt.datasets.Dataset):
         if fields not in ("*", "text", ["text"]):
             raise ValueError(f"rankdistillm:demo has the field 'text' only, got fields={fields!r}.")
         return DemoTextLoader({passage["docno"]: passage["text"] for passage in self._passages})
+
+    def _repr_html_(self) -> str:
+        topics, qrels = self.get_topics(), self.get_qrels()
+        grades = ", ".join(f"{number} of grade {grade}" for grade, number in qrels["label"].value_counts().items())
+        rows = [
+            ("passages", f"{len(self._passages)}, such as {self._passages[0]['text'][:80]}..."),
+            ("topics", f"{len(topics)}, such as {topics['query'].iloc[0]}"),
+            ("labels", f"{len(qrels)}: {grades}"),
+            ("results", "a BM25 run, top 50"),
+        ]
+        return card("rankdistillm:demo", rows, note="get_index() gives a live index, for questions of your own.")
 
     def __repr__(self) -> str:
         return "DemoDataset('rankdistillm:demo')"

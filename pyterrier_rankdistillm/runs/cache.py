@@ -23,6 +23,7 @@ from ..checks import first_no_text
 from ..errors import CheckpointError, DataFileError, KeptWorkError
 from ..extras import require
 from ..locks import Lock, hold, lock_of
+from ..notebook import card, size
 from ..scratch import replacing_folder
 from .atomic import write_json
 from .digests import blake2b_of
@@ -177,6 +178,13 @@ class ScoreCache(pt.Artifact, pt.Transformer):
         if self._loaded:
             return f"ScoreCache.load({os.fspath(self._loaded.path)!r})"
         return f"ScoreCache({self.reranker!r}, {os.fspath(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """What there is, without opening a model."""
+        folder = self._loaded.path if self._loaded else Path(self.folder).expanduser()
+        places = [folder] if self._loaded else sorted(file.parent for file in folder.glob(f"*/{_SCORES}"))
+        kept = [(place.name, size((place / _SCORES).stat().st_size)) for place in places if (place / _SCORES).is_file()]
+        return card("Score cache", [("re-ranker", self.reranker), ("folder", folder), *kept])
 
     @property
     def model_identity(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import pyterrier as pt
 from ..checks import is_whole, whole
 from ..errors import RankingError, RunFileError
 from ..locks import hold, lock_of
+from ..notebook import card
 from ..progress import bar
 from .download import md5_of
 from .files import check_target
@@ -144,6 +145,16 @@ class MadeRun(pt.Artifact):
         """The run as a first stage: for topics it gives its rankings."""
         return first_stage_of(self.path, who="MadeRun.retriever")
 
+    def _repr_html_(self) -> str:
+        named = {name: self.record.get(name) for name in ("teacher", "first_stage")}
+        rows: list[tuple[str, Any]] = [("file", self.path)]
+        rows += [(name.replace("_", " "), named_in(told) or None) for name, told in named.items() if told]
+        rows += [(name, self.record.get(name)) for name in ("depth", "queries", "rows", "seconds", "md5")]
+        if self.kept is not None:
+            rows.append(("kept", f"{self.kept.queries:,} queries, made {self.kept.made}"))
+        rows += [("note", note) for note in (() if self.kept is None else self.kept.notes)]
+        return card("Made run", rows)
+
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
@@ -152,6 +163,15 @@ class MadeRun(pt.Artifact):
         yield "pt_meta.json", _json_file(self._build_metadata())
         yield record_of(self.path).name, _json_file(public(self.record))
         yield self.path.name, os.fspath(self.path)
+
+
+def named_in(described: Any) -> str:
+    """A transformer that a record describes, in a few words; of a pipeline, which takes more of them, none."""
+    if not isinstance(described, dict):
+        return str(described)
+    kind = str(described.get("class", "")).rpartition(".")[2]
+    model = next((str(described[key]) for key in ("model", "model_id", "model_name") if described.get(key)), None)
+    return f"{kind} {model}".strip() if model else "" if kind == "Compose" else kind
 
 
 def _json_file(content: Any) -> io.BytesIO:

@@ -19,6 +19,7 @@ from ir_datasets.datasets.base import Dataset as IrDataset
 from ir_datasets.formats import BaseScoredDocs, GenericScoredDoc
 
 from ..errors import DownloadError
+from ..notebook import card, size
 from .download import download, md5_of, remote_size
 from .files import read_file
 from .text import join_queries, load_topics
@@ -305,6 +306,17 @@ class PublishedDataset(pt.datasets.Dataset):
     def info_url(self) -> str:
         """Where the data is described."""
         return "https://huggingface.co/datasets/webis/rank-distillm"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, Any]] = []
+        for file in self.files:
+            there = _place(self.name, file).is_file()
+            told = "" if file.size is None else f", {size(file.size)}"
+            rows.append((file.name, f"{file.contents}{told}, {'downloaded' if there else 'not downloaded yet'}"))
+        rows += [("topics, labels, passages", f"{PARENT} of ir_datasets"), ("licence", self.files[0].licence)]
+        return card(
+            f"rankdistillm:{self.name}", rows, note=f"runs.preflight({self.name!r}) tells what will be downloaded."
+        )
 
     def __repr__(self) -> str:
         return f"PublishedDataset('rankdistillm:{self.name}')"

@@ -146,6 +146,7 @@ def train(
         seconds=time.monotonic() - started,
         about=sourced.about,
         notes=() if claim is None else claim.notes,
+        student=checkpoint.source,
     )
     if trainer.is_world_process_zero():
         _report(record, folder)
