@@ -23,7 +23,8 @@ def card(title: str, rows: Iterable[tuple[str, Any]], *, note: str = "", figures
         figures: Pictures below it, as ``curve`` draws them.
     """
     body = "".join(
-        f'<tr style="text-align:left;vertical-align:top"><td style="opacity:.7">{escape(name)}</td><td>{_breakable(str(value))}</td></tr>'
+        f'<tr style="text-align:left;vertical-align:top"><td style="opacity:.7">{escape(name)}</td>'
+        f"<td>{_breakable(str(value))}</td></tr>"
         for name, value in rows
         if value is not None
     )

@@ -39,9 +39,7 @@ def test_a_curve_is_where_its_values_are() -> None:
     assert finite([(1, float("nan")), (2, 1.0), (3, float("inf"))]) == [(2, 1.0)]
 
 
-@pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (2_345_678, "2.3 MB"), (5e15, "5000.0 TB")]
-)
+@pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (2_345_678, "2.3 MB")])
 def test_sizes(count: float, said: str) -> None:
     assert size(count) == said
 
