@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from .checks import first_no_text, is_text, is_whole, told, whole
 from .errors import CheckpointError
+from .notebook import card
+from .progress import bar
 from .query_language import RewrittenQueryWarning, remedy, rewritten
 from .scoring.checkpoint import Checkpoint, Format
 from .scoring.devices import Device, resolve_devices
@@ -44,6 +46,8 @@ _ELSEWHERE = {
 """Arguments by what other re-rankers call them."""
 
 P = ParamSpec("P")
+_BOX = 20
+"""The characters that have room in a box of PyTerrier's drawings."""
 
 
 def _with_our_names(constructor: Callable[P, None]) -> Callable[P, None]:
@@ -108,7 +112,8 @@ class CrossEncoderReRanker(pt.Transformer):
         text_field: The column that holds the text.
         activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, except
             that logits beyond 16 become ties.
-        verbose: Show a progress bar with pairs per second.
+        verbose: Show a progress bar with pairs per second. None: if it takes more than two seconds, in a terminal or a
+            notebook.
 
     Queries in Terrier's query language, as RM3 leaves them, are told by one ``RewrittenQueryWarning``:
     ``pt.rewrite.reset()`` before the re-ranker restores what was asked.
@@ -123,8 +128,9 @@ class CrossEncoderReRanker(pt.Transformer):
     Re-ranking, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
 
-    # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
-    schematic: ClassVar[dict[str, str]] = {"label": "CrossEncoder", "help_url": "https://arxiv.org/abs/2405.07920"}
+    label: ClassVar[str] = "CrossEncoder"
+    """What progress bars, drawings and run files call it."""
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.07920"
     default_model: ClassVar[str | None] = None
     """What ``model`` is where it is not given; None: it has to be."""
 
@@ -142,7 +148,7 @@ class CrossEncoderReRanker(pt.Transformer):
         doc_length: int | None = None,
         text_field: str = "text",
         activation: Activation | None = None,
-        verbose: bool = False,
+        verbose: bool | None = None,
     ) -> None:
         self.model = self._named(model)
         self.revision = revision
@@ -178,8 +184,8 @@ class CrossEncoderReRanker(pt.Transformer):
         texts = self._strings(inp, self.text_field)
         fact = rewritten(zip(inp["qid"].tolist(), queries, strict=True))
         self._warn_of_rewriting(fact, inp)
-        with pt.tqdm(total=len(inp), desc=self.schematic["label"], unit=" pairs", disable=not self.verbose) as bar:
-            scored = self._scored(inp, queries, texts, bar.update)
+        with bar(self.verbose, total=len(inp), desc=self.label, unit=" pairs") as drawn:
+            scored = self._scored(inp, queries, texts, drawn.update)
         self._check_finite(inp, scored.scores)
         self._warn_of_cuts(scored if fact is None else replace(scored, query_cuts=0))  # which was told by then
         return ranked(inp, self._activated(scored.scores))
@@ -285,6 +291,37 @@ class CrossEncoderReRanker(pt.Transformer):
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a re-ranker")
         return commit.commit_url
+
+    def _repr_html_(self) -> str | None:
+        """PyTerrier's drawing, and what it does not tell: the model and, once it is open, where it runs."""
+        drawn = cast(Any, super())._repr_html_()
+        checkpoint = self.model if isinstance(self.model, Checkpoint) else None
+        rows: list[tuple[str, Any]] = [("model", checkpoint.source if checkpoint else os.fspath(cast(str, self.model)))]
+        rows += [("revision", self.revision)]
+        if self._opened is None or self._opened[0] != self._opening():
+            rows.append(("open", "when the first rows are scored"))
+        else:
+            lengths = self._opened[1].tokenizer.lengths
+            rows.append(("reads", f"query {lengths.query or 'whole'}, text {lengths.doc or 'whole'} (tokens)"))
+            rows.append(("runs on", f"{self._opened[2].devices}, {self.precision}"))
+        return None if drawn is None else drawn + card(type(self).__name__, rows)
+
+    def schematic(self, *, input_columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """How PyTerrier draws it: a box that says which model and, where they were given, which lengths."""
+        del input_columns
+        # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
+        return {"label": self._box(), "help_url": self.paper}
+
+    def _box(self) -> str:
+        source = self.model.source if isinstance(self.model, Checkpoint) else os.fspath(self.model)
+        model = Path(source.partition(",")[0].rpartition(":")[2]).name
+        same = model.casefold().startswith(self.label.casefold())  # MonoElectra base, not MonoElectra monoelectra-base
+        full = f"{self.label} {model[len(self.label) :].strip('-_ ') if same else model}".strip()
+        lengths = {"q": self.query_length, "d": self.doc_length}
+        tail = "".join(f" {letter}{length}" for letter, length in lengths.items() if length)
+        room = _BOX - len(tail)
+        fitting = next((name for name in (full, model) if len(name) <= room), f"{model[: room - 1]}…")
+        return fitting + tail
 
     def __repr__(self) -> str:
         """The settings that differ from their defaults, so that tables and caches tell re-rankers apart.
@@ -482,7 +519,7 @@ class MonoElectraReRanker(CrossEncoderReRanker):
     ``first_stage >> MonoElectra("webis/monoelectra-large")``.
     """
 
-    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
+    label: ClassVar[str] = "MonoElectra"
     default_model: ClassVar[str | None] = "webis/monoelectra-base"
 
 

@@ -797,7 +797,7 @@ def test_inspection_gives_inputs_outputs_and_attributes() -> None:
         "doc_length": 128,
         "text_field": "body",
         "activation": None,
-        "verbose": False,
+        "verbose": None,
     }
 
 
@@ -807,7 +807,7 @@ def test_schematic_has_a_short_label_and_opens_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr("pyterrier.documentation.objects_inv", dict)
     mono = MonoElectra("webis/monoelectra-base")
     schematic = pt.schematic.transformer_schematic(mono, input_columns=COLUMNS)
-    assert schematic["label"] == "MonoElectra"
+    assert schematic["label"] == "MonoElectra base"
     assert "MonoElectra" in pt.schematic.draw(mono % 10 >> mono)
 
 

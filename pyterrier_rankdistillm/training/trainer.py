@@ -22,13 +22,13 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import SequentialSampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..scoring.batching import plan_batches
 from ..scoring.encoder import Batch, PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
-from .callbacks import MEASURE, Guard, ProgressBar, tensorboard
+from .callbacks import Guard, ProgressBar, reporter
 from .lists import Lists, TrainingList
 from .losses import Losses
 from .settings import Settings
@@ -66,6 +66,7 @@ class ListwiseTrainer(Trainer):
         validate: Returns the validation measure of the current weights; called on one process.
         resumed: Whether training continues from a checkpoint.
         start_can_win: Whether the weights before training take part where the best ones are chosen.
+        callbacks: The user's.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ListwiseTrainer(Trainer):
         validate: Callable[[], float] | None = None,
         resumed: bool = False,
         start_can_win: bool = True,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.settings = settings
         self.start_can_win = start_can_win
@@ -102,12 +104,14 @@ class ListwiseTrainer(Trainer):
         self.batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if on_cpu else settings.memory_tokens)
         self.remove_callback(PrinterCallback)
         self.add_callback(Guard(folder))
-        if settings.verbose and self.is_world_process_zero():
-            self.add_callback(ProgressBar(settings.measure))
+        if settings.verbose is not False and self.is_world_process_zero():
+            self.add_callback(ProgressBar(settings.measure, settings.verbose))
         if settings.patience is not None and validate is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
-        if settings.tensorboard:
-            self.add_callback(tensorboard(folder))
+        for tracker in settings.trackers:
+            self.add_callback(reporter(tracker, folder))
+        for callback in callbacks:
+            self.add_callback(callback)
 
     def train(self, *args: Any, **options: Any) -> Any:
         """Trains; see ``transformers.Trainer.train``."""
@@ -245,7 +249,7 @@ class ListwiseTrainer(Trainer):
             torch.distributed.broadcast(shared, src=0)
             value = shared.item()
         cast(nn.Module, self.model).train()
-        metrics = {f"eval_{MEASURE}": value}
+        metrics = {f"eval_{self.settings.measure}": value}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.state.global_step == 0 and self.start_can_win:  # the Trainer lets it take no part
@@ -294,7 +298,7 @@ def training_arguments(
         save_total_limit=2,  # the last, and the best
         load_best_model_at_end=validated,
         restore_callback_states_from_checkpoint=True,  # the state of early stopping
-        metric_for_best_model=f"eval_{MEASURE}" if validated else None,
+        metric_for_best_model=f"eval_{settings.measure}" if validated else None,
         greater_is_better=True if validated else None,
         remove_unused_columns=False,
         disable_tqdm=True,

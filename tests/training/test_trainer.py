@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,7 @@ import transformers
 from torch import Tensor
 from transformers import TrainerCallback
 
-from pyterrier_rankdistillm import MonoElectra, MonoElectraReRanker
+from pyterrier_rankdistillm import MonoElectra, MonoElectraReRanker, extras
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
 from pyterrier_rankdistillm.scoring.scorer import Scorer
@@ -568,7 +569,7 @@ def test_validation_needs_no_tensor_on_the_device(student: Checkpoint, tmp_path:
         for name in ("zeros", "tensor"):
             patch.setattr(torch, name, None)
         patch.setattr(made, "log", lambda _: None)
-        assert made.evaluate() == {"eval_measure": 0.1}
+        assert made.evaluate() == {"eval_nDCG@10": 0.1}
 
 
 # --- folders: checkpoints, resuming ---
@@ -589,10 +590,68 @@ def test_tensorboard(model: tiny.Tiny, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    one = toy.distillation(model.folder, steps=3, folder=tmp_path, tensorboard=True, log_every=1)
+    one = toy.distillation(model.folder, steps=3, folder=tmp_path, report_to="tensorboard", log_every=1)
     one.fit(toy.TRAIN, None)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(one.training.log["loss"].tolist())
+
+
+class Recorder(TrainerCallback):
+    """Notes what it is told, and asks for an end after some steps."""
+
+    def __init__(self, last: int = 99) -> None:
+        self.last = last
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+        self.logs.append(dict(logs or {}))
+
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.last
+
+
+def test_callbacks_are_called_and_may_stop(model: tiny.Tiny) -> None:
+    recorder = Recorder(last=2)
+    one = toy.distillation(model.folder, steps=4, log_every=1, valid_every=1, measure="nDCG@3", callbacks=[recorder])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no validation was better")
+        one.fit(toy.TRAIN, None, toy.VALID, toy.QRELS)
+    assert one.training.steps == 2
+    logged = [log["loss"] for log in recorder.logs if "loss" in log]
+    assert logged == pytest.approx(one.training.log["loss"].dropna().tolist())
+    measured = [log["eval_nDCG@3"] for log in recorder.logs if "eval_nDCG@3" in log]
+    assert measured == pytest.approx(one.training.log["nDCG@3"].dropna().tolist())
+    for wrong, got in (([print], "print"), ([Recorder], r"a class; call it"), ("wandb", "'w'")):
+        with pytest.raises(TypeError, match=rf"Distillation: callbacks must be a list of transformers\..*got .*{got}"):
+            toy.distillation(model.folder, callbacks=wrong)
+
+
+def test_callbacks_are_part_of_a_kept_training(model: tiny.Tiny, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 2, "folder": tmp_path / "kept", "resume": True}
+    toy.distillation(model.folder, callbacks=[Recorder()], **options).fit(toy.TRAIN, None)
+    again = toy.distillation(model.folder, callbacks=[Recorder()], **options)
+    again.fit(toy.TRAIN, None)
+    for others in ([], [Recorder(last=1)]):
+        other = toy.distillation(model.folder, callbacks=others, **options)
+        with pytest.raises(ValueError, match=r"holds another training: callbacks.*reuse=\['callbacks'\]"):
+            other.fit(toy.TRAIN, None)
+    other.fit(toy.TRAIN, None, reuse=["callbacks"])
+
+
+def test_trackers_are_transformers_own(model: tiny.Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import integration_utils
+
+    made: list[Recorder] = []
+
+    def callbacks_of(tracker: str) -> list[Callable[[], Recorder]]:
+        assert tracker == "wandb"
+        return [lambda: made.append(Recorder()) or made[-1]]  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: name)
+    monkeypatch.setattr(integration_utils, "get_reporting_integration_callbacks", callbacks_of)
+    toy.distillation(model.folder, steps=1, report_to="wandb").fit(toy.TRAIN, None)
+    (recorder,) = made
+    assert any("loss" in log for log in recorder.logs)
 
 
 FOLDER_OF_ANOTHER: list[tuple[dict[str, Any], pd.DataFrame, str]] = [
