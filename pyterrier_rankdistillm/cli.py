@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What the commands need is imported in them, so that --help and errors in options come without torch being loaded.
 # Repeated here for the same reason; a test compares.
-DTYPES = ("float32", "bfloat16", "float16", "int8")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "tf32")
 
 _GOES_ON = "What was finished is kept; the same call goes on from there."
 
@@ -196,7 +196,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings", "settings that differ from the recipe")
     for field in dataclasses.fields(Settings):
         name, text = f"--{field.name.replace('_', '-')}", told[field.name].replace("%", "%%")
-        if isinstance(field.default, bool):
+        if field.type in ("bool", "bool | None"):
             group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             group.add_argument(name, type=parsed, default=argparse.SUPPRESS, metavar="VALUE", help=text)
@@ -227,7 +227,7 @@ def _rerank(args: argparse.Namespace) -> None:
         query_length=args.query_length,
         doc_length=args.doc_length,
         text_field=args.text_field if args.engine == "local" else "text",
-        verbose=True,
+        verbose=None,
     )
     runs.check_target(args.output)  # whatever can be wrong is found before the work, not after it
     given = run_of(args.run, who="rerank", order=args.order)
@@ -259,7 +259,7 @@ def _rerank(args: argparse.Namespace) -> None:
         with_text = join_text(run, loader)
         run = run.assign(**{args.text_field: with_text["text"]})
     reranked = reranker.transform(run)
-    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag=reranker.schematic["label"].lower())
+    runs.write(reranked[["qid", "docno", "score", "rank"]], args.output, tag=reranker.label.lower())
     print(f"{args.output}: {len(reranked)} rows for {reranked['qid'].nunique()} queries, by {reranker!r}")
 
 

@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 
 from .checks import first_no_text, is_text, is_whole, told, whole
 from .errors import CheckpointError
+from .notebook import card
+from .progress import bar
 from .query_language import RewrittenQueryWarning, remedy, rewritten
 from .scoring.checkpoint import Checkpoint, Format
+from .scoring.devices import Device, resolve_devices
 from .scoring.folders import locate, looks_like_path
-from .scoring.scorer import Precision, Scored, Scorer, precision_on, resolve_device
+from .scoring.scorer import Precision, Scored, Scorer, precision_on
 
 Activation = Literal["sigmoid"]
 
@@ -43,6 +46,8 @@ _ELSEWHERE = {
 """Arguments by what other re-rankers call them."""
 
 P = ParamSpec("P")
+_BOX = 20
+"""The characters that have room in a box of PyTerrier's drawings."""
 
 
 def _with_our_names(constructor: Callable[P, None]) -> Callable[P, None]:
@@ -90,12 +95,13 @@ class CrossEncoderReRanker(pt.Transformer):
         revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for numbers that last.
         local_files_only: Use the hub's local cache only, never the network.
         device: Torch device, such as ``"cuda:1"``; default: CUDA if available, else the CPU. Apple's MPS is used on
-            request only.
+            request only. Several, such as ``["cuda:0", "cuda:1"]``: each batch goes to whichever is free.
         dtype: ``"float32"``; ``"bfloat16"`` or ``"float16"`` for the layers, which is faster on a GPU (and bfloat16 on
             a CPU that multiplies it, with AMX or AVX512-BF16), and changes scores in the second or third digit; or
-            ``"int8"`` for the linear layers, which is faster on an x86 CPU and changes scores in the first or second
-            digit. Where a CPU does not gain from a half precision, float32 is computed, with a ``PrecisionWarning``;
-            ``precision``, ``repr`` and records say which.
+            ``"tf32"``, on an NVIDIA GPU from capability 8.0: float32 with products of rounded inputs, which changes
+            scores in the second or third digit; or ``"int8"`` for the linear layers, which is faster on an x86 CPU and
+            changes scores in the first or second digit. Where a CPU does not gain from a half precision, float32 is
+            computed, with a ``PrecisionWarning``; ``precision``, ``repr`` and records say which.
         batch_tokens: Number of tokens per batch, padding included; default: 512 on the CPU, 32,768 elsewhere. Scores do
             not depend on it. When memory runs out, it is halved and the batch is tried again.
         query_length: Number of tokens read of a query; default: the checkpoint's (32 for the published ones).
@@ -106,7 +112,8 @@ class CrossEncoderReRanker(pt.Transformer):
         text_field: The column that holds the text.
         activation: ``"sigmoid"`` maps the logits to (0, 1), in float32; default: none. The order is the same, except
             that logits beyond 16 become ties.
-        verbose: Show a progress bar with pairs per second.
+        verbose: Show a progress bar with pairs per second. None: if it takes more than two seconds, in a terminal or a
+            notebook.
 
     Queries in Terrier's query language, as RM3 leaves them, are told by one ``RewrittenQueryWarning``:
     ``pt.rewrite.reset()`` before the re-ranker restores what was asked.
@@ -121,8 +128,9 @@ class CrossEncoderReRanker(pt.Transformer):
     Re-ranking, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
 
-    # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
-    schematic: ClassVar[dict[str, str]] = {"label": "CrossEncoder", "help_url": "https://arxiv.org/abs/2405.07920"}
+    label: ClassVar[str] = "CrossEncoder"
+    """What progress bars, drawings and run files call it."""
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.07920"
     default_model: ClassVar[str | None] = None
     """What ``model`` is where it is not given; None: it has to be."""
 
@@ -133,14 +141,14 @@ class CrossEncoderReRanker(pt.Transformer):
         *,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device | None = None,
+        device: Device = None,
         dtype: Precision = "float32",
         batch_tokens: int | None = None,
         query_length: int | None = None,
         doc_length: int | None = None,
         text_field: str = "text",
         activation: Activation | None = None,
-        verbose: bool = False,
+        verbose: bool | None = None,
     ) -> None:
         self.model = self._named(model)
         self.revision = revision
@@ -176,8 +184,8 @@ class CrossEncoderReRanker(pt.Transformer):
         texts = self._strings(inp, self.text_field)
         fact = rewritten(zip(inp["qid"].tolist(), queries, strict=True))
         self._warn_of_rewriting(fact, inp)
-        with pt.tqdm(total=len(inp), desc=self.schematic["label"], unit=" pairs", disable=not self.verbose) as bar:
-            scored = self._scored(inp, queries, texts, bar.update)
+        with bar(self.verbose, total=len(inp), desc=self.label, unit=" pairs") as drawn:
+            scored = self._scored(inp, queries, texts, drawn.update)
         self._check_finite(inp, scored.scores)
         self._warn_of_cuts(scored if fact is None else replace(scored, query_cuts=0))  # which was told by then
         return ranked(inp, self._activated(scored.scores))
@@ -201,7 +209,7 @@ class CrossEncoderReRanker(pt.Transformer):
     def precision(self) -> str:
         """What scores are computed in here: ``dtype``, or what stands for it on this CPU; nothing is opened."""
         try:
-            return precision_on(resolve_device(self.device), self.dtype)
+            return precision_on(resolve_devices(self.device), self.dtype)
         except ValueError:  # a device that is not here
             return self.dtype
 
@@ -283,6 +291,37 @@ class CrossEncoderReRanker(pt.Transformer):
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a re-ranker")
         return commit.commit_url
+
+    def _repr_html_(self) -> str | None:
+        """PyTerrier's drawing, and what it does not tell: the model and, once it is open, where it runs."""
+        drawn = cast(Any, super())._repr_html_()
+        checkpoint = self.model if isinstance(self.model, Checkpoint) else None
+        rows: list[tuple[str, Any]] = [("model", checkpoint.source if checkpoint else os.fspath(cast(str, self.model)))]
+        rows += [("revision", self.revision)]
+        if self._opened is None or self._opened[0] != self._opening():
+            rows.append(("open", "when the first rows are scored"))
+        else:
+            lengths = self._opened[1].tokenizer.lengths
+            rows.append(("reads", f"query {lengths.query or 'whole'}, text {lengths.doc or 'whole'} (tokens)"))
+            rows.append(("runs on", f"{self._opened[2].devices}, {self.precision}"))
+        return None if drawn is None else drawn + card(type(self).__name__, rows)
+
+    def schematic(self, *, input_columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """How PyTerrier draws it: a box that says which model and, where they were given, which lengths."""
+        del input_columns
+        # Without an address PyTerrier looks one up on the net each time a pipeline is drawn.
+        return {"label": self._box(), "help_url": self.paper}
+
+    def _box(self) -> str:
+        source = self.model.source if isinstance(self.model, Checkpoint) else os.fspath(self.model)
+        model = Path(source.partition(",")[0].rpartition(":")[2]).name
+        same = model.casefold().startswith(self.label.casefold())  # MonoElectra base, not MonoElectra monoelectra-base
+        full = f"{self.label} {model[len(self.label) :].strip('-_ ') if same else model}".strip()
+        lengths = {"q": self.query_length, "d": self.doc_length}
+        tail = "".join(f" {letter}{length}" for letter, length in lengths.items() if length)
+        room = _BOX - len(tail)
+        fitting = next((name for name in (full, model) if len(name) <= room), f"{model[: room - 1]}…")
+        return fitting + tail
 
     def __repr__(self) -> str:
         """The settings that differ from their defaults, so that tables and caches tell re-rankers apart.
@@ -480,7 +519,7 @@ class MonoElectraReRanker(CrossEncoderReRanker):
     ``first_stage >> MonoElectra("webis/monoelectra-large")``.
     """
 
-    schematic: ClassVar[dict[str, str]] = {"label": "MonoElectra", "help_url": "https://arxiv.org/abs/2405.07920"}
+    label: ClassVar[str] = "MonoElectra"
     default_model: ClassVar[str | None] = "webis/monoelectra-base"
 
 

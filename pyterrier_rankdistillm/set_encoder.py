@@ -60,7 +60,8 @@ class SetEncoderReRanker(CrossEncoderReRanker):
     with Cross-Encoders, ECIR 2025, https://arxiv.org/abs/2404.06912.
     """
 
-    schematic: ClassVar[dict[str, str]] = {"label": "SetEncoder", "help_url": "https://arxiv.org/abs/2404.06912"}
+    label: ClassVar[str] = "SetEncoder"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2404.06912"
     default_model: ClassVar[str | None] = "webis/set-encoder-base"
 
     def _scored(

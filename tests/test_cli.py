@@ -69,12 +69,13 @@ def test_rerank_says_what_is_wrong_and_writes_nothing(
 
 @pytest.mark.parametrize("pisa", [True, False])
 def test_demo_prints_table_time_and_a_ranking(
-    model: Tiny, pisa: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Tiny, pisa: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if pisa:
         pytest.importorskip("pyterrier_pisa")
+        monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path))
     else:
-        monkeypatch.setattr(show, "find_spec", lambda _: None)
+        monkeypatch.setattr(show, "is_installed", lambda _: False)
     assert cli.main(["demo", "--model", str(model.folder), "--qid", "q03"]) == 0
     printed = capsys.readouterr().out
     assert ("a live PISA index" if pisa else "the run that ships with it") in printed

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
+import tiny
 
 import pyterrier_rankdistillm
-from pyterrier_rankdistillm import MonoElectra
+from pyterrier_rankdistillm import MonoElectra, TruncationWarning
 from pyterrier_rankdistillm.demo import DemoDataset
 
 DEMO = Path(pyterrier_rankdistillm.__file__).parent / "demo"
@@ -177,3 +179,37 @@ def test_the_demo_checkpoint_is_small_and_has_a_card() -> None:
     files = list((DEMO / "checkpoint").iterdir())
     assert sum(file.stat().st_size for file in files) <= 30e6
     assert "README.md" in {file.name for file in files}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("pyterrier_pisa")
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_a_question_of_ones_own_is_answered_over_a_live_index(
+    dataset: DemoDataset, home: Path, capfd: pytest.CaptureFixture[str], model: tiny.Tiny
+) -> None:
+    index = dataset.get_index()
+    pipeline = index.bm25(num_results=10) >> dataset.text_loader() >> MonoElectra(model.folder, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # the tiny model reads 16 tokens
+        found = pipeline.search("why does it go stale? (bread)")
+    assert sorted(found["rank"]) == list(range(len(found)))
+    assert found["text"].str.contains("stale").any()
+    assert [path.suffix for path in (home / "rankdistillm").iterdir()] == [".pisa"]
+    made = index.path.stat()
+    assert dataset.get_index().path.stat() == made  # the second time it is there
+    assert capfd.readouterr().out == ""
+    with pytest.raises(ValueError, match="has no variants"):
+        dataset.get_index("terrier")
+
+
+def test_the_run_that_ships_is_that_of_the_live_index(dataset: DemoDataset, home: Path) -> None:
+    assert not home.exists()
+    topics = dataset.get_topics().head(8)
+    live = dataset.get_index().bm25(num_results=50)(topics)
+    shipped = dataset.get_results()
+    for qid, run in live.groupby("qid"):
+        assert run["docno"].tolist() == shipped[shipped["qid"] == qid]["docno"].tolist()

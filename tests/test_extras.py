@@ -29,7 +29,7 @@ from pyterrier_rankdistillm import (
     scale,
 )
 
-PACKAGES = (*extras.EXTRAS, "tensorboard")
+PACKAGES = (*extras.EXTRAS, "tensorboard", "wandb")
 DEMO = "rankdistillm:demo"
 
 NAMES = """
@@ -89,7 +89,9 @@ QRELS = pd.DataFrame({"qid": ["q1"], "docno": ["d1"], "label": [1]})
 CALLS: list[tuple[str, str, Callable[[], Any]]] = [
     ("accelerate", "train", lambda: FineTuning(DEMO, sample_size=2, **settings())),
     ("accelerate", "train", lambda: Distillation(DEMO, teacher=Untouched(), **settings())),
-    ("tensorboard", "", lambda: Distillation(DEMO, **settings(folder="kept", tensorboard=True))),
+    ("tensorboard", "", lambda: Distillation(DEMO, **settings(folder="kept", report_to="tensorboard"))),
+    ("wandb", "", lambda: FineTuning(DEMO, **settings(sample_size=2, report_to=["wandb"]))),
+    ("pyterrier_pisa", "demo", lambda: pt.get_dataset(DEMO).get_index()),
     ("yaml", "train", lambda: Distillation(DEMO, recipe=recipe())),
     ("ray", "scale", lambda: rerank_dataset("a.run", "no/such-model", "b.run", text=Untouched())),
     ("ray", "scale", lambda: scale.estimate_rerank("a.run", "no/such-model", "b.run", text=Untouched())),

@@ -477,7 +477,7 @@ def test_verbose_draws_a_bar(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, int8, got 'float64'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, int8, tf32, got 'float64'"),
         ({"dtype": torch.float16}, "dtype must be one of"),
         ({"activation": "softmax"}, "activation must be None or one of sigmoid, got 'softmax'"),
         ({"batch_tokens": 0}, "batch_tokens must be .*at least 1, got 0"),
@@ -797,7 +797,7 @@ def test_inspection_gives_inputs_outputs_and_attributes() -> None:
         "doc_length": 128,
         "text_field": "body",
         "activation": None,
-        "verbose": False,
+        "verbose": None,
     }
 
 
@@ -807,7 +807,7 @@ def test_schematic_has_a_short_label_and_opens_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr("pyterrier.documentation.objects_inv", dict)
     mono = MonoElectra("webis/monoelectra-base")
     schematic = pt.schematic.transformer_schematic(mono, input_columns=COLUMNS)
-    assert schematic["label"] == "MonoElectra"
+    assert schematic["label"] == "MonoElectra base"
     assert "MonoElectra" in pt.schematic.draw(mono % 10 >> mono)
 
 

@@ -13,8 +13,9 @@ import torch
 from pyterrier_rankdistillm.errors import PrecisionWarning
 from pyterrier_rankdistillm.scoring import scorer as module
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+from pyterrier_rankdistillm.scoring.devices import resolve_device
 from pyterrier_rankdistillm.scoring.onednn import PackedLinear
-from pyterrier_rankdistillm.scoring.scorer import Precision, Scorer, resolve_device
+from pyterrier_rankdistillm.scoring.scorer import Precision, Scorer
 
 QUERIES = ["why does bread rise", "why does it rain", "cat", "is it not the moon and the sun and the rain and the snow"]
 TEXTS = [("the cat sat on the mat and the sun rose " * 3)[: 7 * i] + f"{i}" for i in range(12)]
@@ -41,6 +42,7 @@ class Watched:
 
     def __init__(self, encoder: Any, rows: int = 10**9, error: BaseException | None = None) -> None:
         self.encoder, self.rows, self.error = encoder, rows, error
+        self.sees_lists = encoder.sees_lists
         self.shapes: list[tuple[int, int]] = []
         self.failures = 0
 
@@ -57,8 +59,9 @@ class Watched:
 
 
 def watch(scorer: Scorer, rows: int = 10**9, error: BaseException | None = None) -> Watched:
-    watched = Watched(scorer.encoder, rows, error)
-    scorer.encoder = watched  # type: ignore[assignment]
+    (place,) = scorer.places
+    watched = Watched(place.encoder, rows, error)
+    place.encoder = watched  # type: ignore[assignment]
     return watched
 
 

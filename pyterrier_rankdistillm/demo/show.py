@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 
 import pandas as pd
 import pyterrier as pt
 from ir_measures import RR, nDCG
 
+from ..extras import is_installed
 from ..reranker import MonoElectra
 from .dataset import DemoDataset
 
@@ -43,26 +37,25 @@ def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str =
     reranker = MonoElectra(model, device=device)
     reranker.scorer  # opened here, so that the times below are those of re-ranking  # noqa: B018
 
-    with tempfile.TemporaryDirectory() as scratch:
-        bm25, origin = _first_stage(dataset, Path(scratch))
-        passages = sum(1 for _ in dataset.get_corpus_iter(verbose=False))
-        print(f"rankdistillm:demo: {passages} passages, {len(topics)} queries; BM25: {origin}\n")
-        started = time.perf_counter()
-        with warnings.catch_warnings():
-            # BM25 runs twice on purpose, so that each system's time includes it.
-            warnings.filterwarnings("ignore", message="There are shared pipeline components")
-            table: pd.DataFrame = pt.Experiment(
-                [bm25, bm25 >> reranker],
-                topics,
-                qrels,
-                [nDCG @ 10, RR(rel=2) @ 10, "mrt"],
-                names=["BM25", "BM25 >> MonoElectra"],
-                baseline=0,
-            )
-        seconds = time.perf_counter() - started
-        topic = topics[topics["qid"] == qid]
-        before = bm25.transform(topic)
-        after = reranker.transform(before)
+    bm25, origin = _first_stage(dataset)
+    passages = sum(1 for _ in dataset.get_corpus_iter(verbose=False))
+    print(f"rankdistillm:demo: {passages} passages, {len(topics)} queries; BM25: {origin}\n")
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        # BM25 runs twice on purpose, so that each system's time includes it.
+        warnings.filterwarnings("ignore", message="There are shared pipeline components")
+        table: pd.DataFrame = pt.Experiment(
+            [bm25, bm25 >> reranker],
+            topics,
+            qrels,
+            [nDCG @ 10, RR(rel=2) @ 10, "mrt"],
+            names=["BM25", "BM25 >> MonoElectra"],
+            baseline=0,
+        )
+    seconds = time.perf_counter() - started
+    topic = topics[topics["qid"] == qid]
+    before = bm25.transform(topic)
+    after = reranker.transform(before)
     columns = {"name": "", "mrt": "ms/query", "nDCG@10 p-value": "p (nDCG@10)"}
     kept = ["name", "nDCG@10", "RR(rel=2)@10", "mrt", "nDCG@10 p-value"]
     printed = table[kept].rename(columns=columns)
@@ -70,42 +63,18 @@ def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str =
         "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in printed["p (nDCG@10)"]
     ]
     print(printed.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3f}"))
-    print(f"\n{seconds:.1f} s for both on {reranker.scorer.device}, with {reranker!r}\n")
+    print(f"\n{seconds:.1f} s for both on {reranker.scorer.devices}, with {reranker!r}\n")
     print(f"{qid}: {topic['query'].iloc[0]}\n")
     print(_before_and_after(before, after, qrels[qrels["qid"] == qid]).to_string(index=False))
     return table
 
 
-def _first_stage(dataset: DemoDataset, folder: Path) -> tuple[pt.Transformer, str]:
+def _first_stage(dataset: DemoDataset) -> tuple[pt.Transformer, str]:
     """BM25 with text: over a live PISA index if PISA is installed, else the run that ships with the collection."""
-    if find_spec("pyterrier_pisa") is None:
+    if not is_installed("pyterrier_pisa"):
         run = pt.Transformer.from_df(dataset.get_results())
         return run >> dataset.text_loader(), "the run that ships with it (a live index: pip install pyterrier-pisa)"
-    from pyterrier_pisa import PisaIndex  # an optional package
-
-    with _silenced():
-        index = PisaIndex(str(folder / "demo.pisa"), text_field="text")
-        index.index(dataset.get_corpus_iter(verbose=False))
-        bm25 = index.bm25(num_results=DEPTH)
-        bm25.search("the first query makes PISA build its block-max data")
-    return bm25 >> dataset.text_loader(), "a live PISA index"
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Hides the output of PISA's C++ code on the process's stdout and stderr."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    with Path(os.devnull).open("wb") as void:
-        os.dup2(void.fileno(), 1)
-        os.dup2(void.fileno(), 2)
-    try:
-        yield
-    finally:
-        for number, copy in zip((1, 2), saved, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
+    return dataset.get_index().bm25(num_results=DEPTH) >> dataset.text_loader(), "a live PISA index"
 
 
 def _before_and_after(before: pd.DataFrame, after: pd.DataFrame, qrels: pd.DataFrame, top: int = 5) -> pd.DataFrame:

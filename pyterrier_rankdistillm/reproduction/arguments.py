@@ -44,7 +44,7 @@ class Arguments:
     text: Any
     condensed: bool
     folder: Path | None
-    verbose: bool
+    verbose: bool | None
     reuse: tuple[str, ...] = ()
     only: tuple[str, ...] | None = None
 

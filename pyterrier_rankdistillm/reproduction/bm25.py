@@ -19,6 +19,7 @@ import pyterrier as pt
 
 from ..errors import InputError
 from ..locks import hold, lock_of
+from ..progress import bar
 from ..runs.atomic import write_json
 from ..runs.index_text import PROPERTIES, index_at, properties_of
 from ..runs.java import start_java
@@ -169,7 +170,7 @@ class CorpusIndex(Index):
         verbose: Whether to show a bar of documents.
     """
 
-    def __init__(self, dataset: str | pt.datasets.Dataset, folder: Path, *, verbose: bool = False) -> None:
+    def __init__(self, dataset: str | pt.datasets.Dataset, folder: Path, *, verbose: bool | None = None) -> None:
         self.dataset, self.folder, self.verbose = dataset, folder, verbose
         self.name = dataset if isinstance(dataset, str) else repr(dataset)
 
@@ -246,7 +247,7 @@ class CorpusIndex(Index):
         return f"Terrier's index of {self.name}"
 
 
-def bm25_of(source: str, task: Task, documents_of: Any, indices: Path, *, verbose: bool) -> Bm25:
+def bm25_of(source: str, task: Task, documents_of: Any, indices: Path, *, verbose: bool | None) -> Bm25:
     """The first stage that a word stands for.
 
     Args:
@@ -290,7 +291,7 @@ class _Stream:
         verbose: Whether to show a bar.
     """
 
-    def __init__(self, source: Iterable[dict[str, str]], name: str, verbose: bool) -> None:
+    def __init__(self, source: Iterable[dict[str, str]], name: str, verbose: bool | None) -> None:
         self.number = 0
         self.error: BaseException | None = None
         self.stopped = threading.Event()
@@ -302,7 +303,7 @@ class _Stream:
         return self._content.hexdigest()
 
     def __iter__(self) -> Iterator[dict[str, str]]:
-        with pt.tqdm(desc=f"Indexing {self._name}", unit=" documents", disable=not self._verbose) as bar:
+        with bar(self._verbose, desc=f"Indexing {self._name}", unit=" documents") as drawn:
             try:
                 for document in self._source:
                     if self.stopped.is_set():
@@ -314,7 +315,7 @@ class _Stream:
                         )
                     self._content.update(_framed(document))
                     self.number += 1
-                    bar.update()
+                    drawn.update()
                     yield document
             except BaseException as error:
                 self.error = error  # raised by whoever waits for the index

@@ -62,7 +62,7 @@ def reproduce(
     indices: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     reuse: Sequence[str] = (),
-    verbose: bool = False,
+    verbose: bool | None = None,
 ) -> Reproduction:
     """Evaluates systems as in a table of the paper, and compares each cell with the published one.
 
@@ -114,7 +114,7 @@ def reproduce(
             where an earlier one stopped. Needs pyarrow.
         reuse: Parts that differ from what made the runs in ``folder`` (``"systems.base"``, ``"first stage"``), although
             the runs are to be used anyway; the result says so. An error names them.
-        verbose: Report results on stderr, and show progress bars.
+        verbose: Report results on stderr, and show progress bars. None: bars only, in a terminal or a notebook.
 
     Raises:
         ValueError: Arguments are invalid or contradict each other. The message names all of them.

@@ -1,7 +1,7 @@
 """Rankings on disk and on the net: run files, published runs, teachers' runs, score caches."""
 
 from ..errors import DataFileError, DownloadError, RankingError, RunFileError, ShardError
-from .cache import ScoreCache
+from .cache import ScoreCache, file_name
 from .files import check_ids, check_target, dataset_of, read_parts, write, writer
 from .frames import deduplicate, merge, subsample
 from .given import FrameText, MappedRun, add_queries, add_text, read
@@ -36,6 +36,7 @@ __all__ = [
     "deduplicate",
     "documents",
     "fetch",
+    "file_name",
     "load_qrels",
     "load_topics",
     "make_teacher_run",

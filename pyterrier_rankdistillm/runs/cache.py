@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import sqlite3
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,22 +20,26 @@ import pandas as pd
 import pyterrier as pt
 
 from ..checks import first_no_text
+from ..errors import CheckpointError, DataFileError, KeptWorkError
 from ..extras import require
 from ..locks import Lock, hold, lock_of
+from ..notebook import card, size
 from ..scratch import replacing_folder
 from .atomic import write_json
 from .digests import blake2b_of
 from .kept import KeptWorkWarning
-from .records import RECORD, model_identity, record
+from .published import PREFIX
+from .records import RECORD, model_identity, public, record
 
 if TYPE_CHECKING:
     from ..reranker import CrossEncoderReRanker
     from ..scoring.checkpoint import Checkpoint
 
 _KEY = "_text_digest"
+_SCORES = "db.sqlite3"
 
 
-class ScoreCache(pt.Transformer):
+class ScoreCache(pt.Artifact, pt.Transformer):
     """Keeps a re-ranker's scores on disk: ``first_stage >> ScoreCache(MonoElectra(), "scores")``.
 
     It gives exactly the results of the re-ranker. Each (query, text) pair is scored only once, also across processes.
@@ -49,6 +54,9 @@ class ScoreCache(pt.Transformer):
     it ends. Within that process any number of threads and of ``ScoreCache`` objects share it. A cache whose creation
     was interrupted is created again.
 
+    One model's cache (``path``) is a PyTerrier artifact: ``pt.Artifact.load(path)``, ``to_hf`` and ``from_hf``. It
+    knows its model, see ``load``.
+
     Args:
         reranker: The re-ranker.
         folder: The folder of the caches of all models.
@@ -62,6 +70,10 @@ class ScoreCache(pt.Transformer):
     """
 
     schematic: ClassVar[dict[str, str | None]] = {"label": "ScoreCache", "help_url": None}
+    ARTIFACT_TYPE: ClassVar[str] = "scorer_cache"
+    ARTIFACT_FORMAT: ClassVar[str] = "rankdistillm"
+    ARTIFACT_PACKAGE_HINT: ClassVar[str] = "pyterrier-rankdistillm[cache]"
+    ARTIFACT_SCHEMATIC_SHOW_AS_TRANSFORMER: ClassVar[bool] = True
 
     def __init__(self, reranker: CrossEncoderReRanker, folder: str | os.PathLike[str]) -> None:
         from ..reranker import CrossEncoderReRanker  # loads torch, which reading and writing runs does without
@@ -82,12 +94,48 @@ class ScoreCache(pt.Transformer):
         self.reranker = reranker
         self.folder = folder
         self._told = False
+        self._loaded: _Loaded | None = None
         self._opened: _Opened | None = None
 
+    @classmethod
+    def load(  # type: ignore[override]  # a re-ranker is its only option
+        cls, path: str | os.PathLike[str], *, reranker: CrossEncoderReRanker | None = None
+    ) -> ScoreCache:
+        """Opens one model's cache by its path; ``pt.Artifact.load(path)`` does the same.
+
+        Scores that the cache holds are given without opening the model. For others the model that the cache's record
+        names is opened; it must be the very model that made the cache.
+
+        Args:
+            path: The folder of one model's cache: ``ScoreCache(...).path``, or an unpacked artifact.
+            reranker: The re-ranker that made it, where its record cannot say where the model lies (a folder of another
+                machine, a model that was never saved).
+
+        Raises:
+            FileNotFoundError: There is no whole cache.
+            DataFileError: Its record is damaged.
+            KeptWorkError: ``reranker`` is not what made it. While scoring: the model that the record names is not, or
+                settings that scores depend on were changed.
+            CheckpointError: While scoring: a score is missing, and the model is not where the record says.
+        """
+        from ..reranker import CrossEncoderReRanker  # as above
+
+        place = Path(path).expanduser().absolute()
+        identity = _identity_of(place)
+        if reranker is None:
+            settings = {name: identity[name] for name in ("revision", *_SETTINGS)}
+            name = identity["model"] if _is_there(identity) else public(identity["model"])
+            cache = cls(CrossEncoderReRanker(name, **settings), place.parent)
+        else:
+            cache = cls(reranker, place.parent)
+            _check_identity(place, identity, model_identity(reranker))
+        cache._loaded = _Loaded(place, identity, _state(cache.reranker), given=reranker is not None)
+        return cache
+
     @property
-    def path(self) -> Path:
-        """The folder of this model's cache (opens the model)."""
-        return self._open().place.path
+    def path(self) -> Path:  # type: ignore[override]  # which cache it is follows from the model
+        """The folder of this model's cache (opens the model, unless the cache was loaded by its path)."""
+        return self._loaded.path if self._loaded else self._open().place.path
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Gives the re-ranker's result."""
@@ -127,25 +175,136 @@ class ScoreCache(pt.Transformer):
         self.close()
 
     def __repr__(self) -> str:
+        if self._loaded:
+            return f"ScoreCache.load({os.fspath(self._loaded.path)!r})"
         return f"ScoreCache({self.reranker!r}, {os.fspath(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """What there is, without opening a model."""
+        folder = self._loaded.path if self._loaded else Path(self.folder).expanduser()
+        places = [folder] if self._loaded else sorted(file.parent for file in folder.glob(f"*/{_SCORES}"))
+        kept = [(place.name, size((place / _SCORES).stat().st_size)) for place in places if (place / _SCORES).is_file()]
+        return card("Score cache", [("re-ranker", self.reranker), ("folder", folder), *kept])
+
+    @property
+    def model_identity(self) -> dict[str, Any]:
+        """What the scores are of: model, revision, lengths, precision, and a digest of weights and tokenizer."""
+        return dict(self._loaded.identity) if self._loaded else model_identity(self.reranker)
+
+    def _package_files(self) -> Iterator[tuple[str, str | io.BytesIO]]:
+        """The files of ``build_package`` and ``to_hf``, while nobody writes them."""
+        opened = self._open()
+        with opened.place.turn:
+            for name, file in super()._package_files():
+                if name == RECORD:
+                    shown = public(json.loads((opened.place.path / name).read_text(encoding="utf-8")))
+                    yield name, io.BytesIO(json.dumps(shown, indent=2).encode())
+                else:
+                    yield name, file
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
     def _open(self) -> _Opened:
         with _OPENING:
+            loaded = self._loaded
+            if loaded is not None and loaded.state != _state(self.reranker):
+                raise KeptWorkError(
+                    f"ScoreCache: {loaded.path} holds scores with other settings than {self.reranker!r} has now. Load "
+                    f"it again, or give ScoreCache(reranker, folder) a re-ranker with such settings."
+                )
             # Settings of the re-ranker may have changed since; then it has opened another checkpoint.
-            checkpoint = self.reranker.checkpoint
+            checkpoint = None if loaded else self.reranker.checkpoint
             settings = self.reranker.precision, self.reranker.activation
             opened = self._opened
             if opened is None or not opened.is_for(checkpoint, settings):
                 self.close()
-                identity = model_identity(self.reranker)
-                path = Path(self.folder).expanduser().absolute() / _name(identity)
-                self._told = self._told or _tell_of_others(path)
+                identity = self.model_identity
+                path = loaded.path if loaded else Path(self.folder).expanduser().absolute() / _name(identity)
+                self._told = self._told or (loaded is None and _tell_of_others(path))
                 place = _place(path)
-                opened = self._opened = _Opened(checkpoint, settings, place, _cache(path, self.reranker, identity))
+                scorer = self.reranker if loaded is None else _Recorded(self.reranker, loaded)
+                opened = self._opened = _Opened(checkpoint, settings, place, _cache(path, scorer, identity))
             return opened
+
+
+_SETTINGS = ("query_length", "doc_length", "dtype", "activation")
+
+
+def _state(reranker: CrossEncoderReRanker) -> tuple[Any, ...]:
+    """The settings that scores depend on, as they stand in the re-ranker."""
+    return tuple(getattr(reranker, name) for name in ("model", "revision", *_SETTINGS))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A cache that was loaded by its path.
+
+    Args:
+        path: Its folder.
+        identity: Whose scores it holds, by its record.
+        state: The settings of its re-ranker at that time.
+        given: Whether the re-ranker was given, rather than taken from the record.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+    state: tuple[Any, ...]
+    given: bool
+
+
+def _is_there(identity: Mapping[str, Any]) -> bool:
+    """Whether a record says where its model lies: on the hub, in the package, or in a folder that there still is."""
+    model = identity["model"]
+    return identity["revision"] is not None or model.startswith(PREFIX) or Path(model).expanduser().is_dir()
+
+
+class _Recorded(pt.Transformer):
+    """The re-ranker of a loaded cache: opened for the first pair that the cache does not hold, and compared then."""
+
+    def __init__(self, reranker: CrossEncoderReRanker, loaded: _Loaded) -> None:
+        self.reranker, self.loaded = reranker, loaded
+        self._compared = False
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        if not (inp.empty or self._compared):
+            if not (self.loaded.given or _is_there(self.loaded.identity)):
+                raise CheckpointError(
+                    f"ScoreCache: {self.loaded.path} lacks {len(inp)} of the scores, and its model, "
+                    f"{self.loaded.identity['model']}, is not here. Give it: ScoreCache.load(path, reranker=...)."
+                )
+            _check_identity(self.loaded.path, self.loaded.identity, model_identity(self.reranker))
+            self._compared = True
+        return self.reranker.transform(inp)
+
+
+def _identity_of(path: Path) -> dict[str, Any]:
+    """Whose scores a cache holds, by its record."""
+    for file in (path / "pt_meta.json", path / RECORD, path / _SCORES):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"ScoreCache.load: {path} must be the folder of one model's cache, as ScoreCache(...).path; there is "
+                f"no {file.name}."
+            )
+    try:
+        identity = json.loads((path / RECORD).read_text(encoding="utf-8"))["models"]["reranker"]
+        missing = {"model", "revision", "pair_length", "weights", *_SETTINGS} - set(identity)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataFileError(f"ScoreCache.load: {path / RECORD} is no record of a score cache.") from error
+    if missing:
+        raise DataFileError(f"ScoreCache.load: {path / RECORD} does not say {', '.join(sorted(missing))}.")
+    return dict(identity)
+
+
+def _check_identity(path: Path, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuses another model; where it lies does not count."""
+    differ = [name for name in kept if name not in ("model", "revision") and kept[name] != given.get(name)]
+    if differ:
+        shown = ", ".join(f"{name} {str(kept[name])[:16]}, not {str(given.get(name))[:16]}" for name in differ)
+        raise KeptWorkError(
+            f"ScoreCache: {path} holds scores of {kept['model']} with {shown}. Give the re-ranker that made it: "
+            f"ScoreCache.load(path, reranker=...)."
+        )
 
 
 class _Place:
@@ -165,13 +324,13 @@ class _Place:
 class _Opened:
     """What a ``ScoreCache`` has opened, and for which model."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     settings: tuple[str, str | None]
     place: _Place
     cache: Any
     process: int = field(default_factory=os.getpid)
 
-    def is_for(self, checkpoint: Checkpoint, settings: tuple[str, str | None]) -> bool:
+    def is_for(self, checkpoint: Checkpoint | None, settings: tuple[str, str | None]) -> bool:
         """Whether it serves; what a forked process inherited does not."""
         return self.checkpoint is checkpoint and self.settings == settings and self.process == os.getpid()
 
@@ -192,7 +351,7 @@ def _place(path: Path) -> _Place:
     return place
 
 
-def _cache(path: Path, reranker: CrossEncoderReRanker, identity: dict[str, Any]) -> Any:
+def _cache(path: Path, reranker: pt.Transformer, identity: dict[str, Any]) -> Any:
     """Pyterrier-caching's cache, made where there is none that was made to its end."""
     make, options = _caching().Sqlite3ScorerCache, {"group": "query", "key": _KEY, "value": "score"}
     with _faults(path):
@@ -200,14 +359,22 @@ def _cache(path: Path, reranker: CrossEncoderReRanker, identity: dict[str, Any])
             with replacing_folder(path) as new:
                 new.rmdir()  # it makes its folder itself
                 make(new, reranker, **options).close()
+                _as_ours(new / "pt_meta.json")
                 settings = {name: identity[name] for name in ("dtype", "activation")}
                 write_json(
                     new / RECORD, record("ScoreCache", settings=settings, models={"reranker": identity}, data={})
                 )
         cache = make(path, reranker, **options)
         cache.db.close()
-        cache.db = sqlite3.connect(path / "db.sqlite3", check_same_thread=False)  # they take turns
+        cache.db = sqlite3.connect(path / _SCORES, check_same_thread=False)  # they take turns
         return cache
+
+
+def _as_ours(file: Path) -> None:
+    """Has ``pt.Artifact.load`` open a cache by this package, which knows its model."""
+    metadata = json.loads(file.read_text(encoding="utf-8"))
+    ours = {"type": ScoreCache.ARTIFACT_TYPE, "format": ScoreCache.ARTIFACT_FORMAT}
+    write_json(file, metadata | ours | {"package_hint": ScoreCache.ARTIFACT_PACKAGE_HINT})
 
 
 @contextmanager
@@ -233,6 +400,16 @@ def _tell_of_others(path: Path) -> bool:
             stacklevel=5,
         )
     return bool(others)
+
+
+def file_name(reranker: CrossEncoderReRanker) -> str:
+    """A name for files of what a re-ranker made, such as the ``names`` of ``pt.Experiment(..., save_dir=...)``.
+
+    It holds model, revision, lengths and precision, and a digest of the weights and of everything else that scores
+    depend on: re-rankers that score alike have the same name on all machines, and others have another one. It opens
+    the model.
+    """
+    return _name(model_identity(reranker))
 
 
 def _name(identity: dict[str, Any]) -> str:

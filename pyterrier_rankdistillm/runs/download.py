@@ -22,10 +22,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-import pyterrier as pt
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, utils
 
 from ..errors import DownloadError
+from ..progress import bar, watched
 from .atomic import replacing
 
 _CHUNK = 1 << 20
@@ -51,7 +51,7 @@ def download(
     size: int | None = None,
     attempts: int = 3,
     timeout: float = 30.0,
-    verbose: bool = True,
+    verbose: bool | None = None,
 ) -> Path:
     """Downloads a file, unless it exists.
 
@@ -70,7 +70,7 @@ def download(
         size: Its size in bytes, if known.
         attempts: Largest number of attempts per source without any progress.
         timeout: Number of seconds without data after which a connection counts as broken.
-        verbose: Show a progress bar.
+        verbose: Show a progress bar; None: in a terminal or a notebook.
 
     Raises:
         DownloadError: The file could not be downloaded from any source, or the disk is full.
@@ -132,7 +132,7 @@ def _place(url: str) -> dict[str, Any]:
     return {} if found is None else found.groupdict()
 
 
-def _from_hub(url: str, target: Path, md5: str, verbose: bool) -> str | None:
+def _from_hub(url: str, target: Path, md5: str, verbose: bool | None) -> str | None:
     """Has the hub's client fetch a file, unless its cache has it, and links the target to it; or says why not."""
     place = _place(url)
     try:
@@ -161,10 +161,10 @@ def _link(file: Path, target: Path) -> None:
 
 
 @contextmanager
-def _bars(verbose: bool) -> Iterator[None]:
+def _bars(verbose: bool | None) -> Iterator[None]:
     """The hub's progress bars, only if they are wanted."""
     bars = cast(Any, utils)
-    if verbose or bars.are_progress_bars_disabled():
+    if (watched() if verbose is None else verbose) or bars.are_progress_bars_disabled():
         yield
         return
     bars.disable_progress_bars()
@@ -181,7 +181,7 @@ def md5_of(file: Path) -> str:
 
 
 def _from_source(
-    url: str, part: Path, md5: str, size: int | None, attempts: int, timeout: float, verbose: bool
+    url: str, part: Path, md5: str, size: int | None, attempts: int, timeout: float, verbose: bool | None
 ) -> str | None:
     """Completes ``part`` from one source; otherwise returns why the source does not have the right file."""
     left = attempts
@@ -218,7 +218,7 @@ _PATIENCE = 1.0
 """Factor for the pauses between attempts, in seconds; tests set it to 0."""
 
 
-def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: bool) -> str:
+def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: bool | None) -> str:
     """Requests the missing data once, appends it, and returns the MD5 of the whole file.
 
     Raises:
@@ -254,22 +254,20 @@ def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: b
         return _receive(response, part, begins, total, most, verbose)
 
 
-def _receive(response: Any, part: Path, begins: int, total: int | None, most: int, verbose: bool) -> str:
+def _receive(response: Any, part: Path, begins: int, total: int | None, most: int, verbose: bool | None) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with part.open("r+b" if part.exists() else "w+b") as file:
         file.truncate(begins)  # 0 if the server cannot resume a download
         _read_into(digest, file)
-        with pt.tqdm(
-            total=total, initial=begins, desc=part.name.removesuffix(".part"), unit="B", unit_scale=True,
-            disable=not verbose,
-        ) as bar:  # fmt: skip
+        name = part.name.removesuffix(".part")
+        with bar(verbose, total=total, initial=begins, desc=name, unit="B", unit_scale=True) as drawn:
             while data := response.read1(_CHUNK):
                 if file.tell() + len(data) > most:
                     file.truncate(0)
                     raise _SourceError(f"it sends more than {most} bytes")
                 file.write(data)
                 digest.update(data)
-                bar.update(len(data))
+                drawn.update(len(data))
         file.flush()
         os.fsync(file.fileno())
         have = file.tell()

@@ -31,7 +31,7 @@ from .published import NAMES, PREFIX, PublishedDataset, fetch
 from .rankings import Rankings
 from .ranks import Ids, first_fault, not_whole, order_disagrees, positions
 from .readers import DOCNO, PARQUET, QID, QUERY, TEXT, pick, read_qrels, read_texts, read_topics
-from .text import Dataset, join_queries, join_text, load_qrels, load_topics, text_loader
+from .text import Dataset, Loader, join_queries, join_text, load_qrels, load_topics, text_loader
 
 if TYPE_CHECKING:
     from ..scoring.checkpoint import Checkpoint
@@ -326,7 +326,7 @@ def texts_of(
     return FrameText(dict(zip(frame["docno"], frame["text"], strict=True)), path.name)
 
 
-class FrameText(pt.Transformer):
+class FrameText(Loader):
     """Adds ``text`` by ``docno`` from texts that are held in memory: those of a frame or a file.
 
     Args:

@@ -11,13 +11,14 @@ import pyterrier as pt
 
 from ..errors import InputError
 from .java import start_java
+from .text import Loader
 
 PROPERTIES = "data.properties"
 """The file that says what a Terrier index consists of; it is written last."""
 _BATCH = 10_000  # documents whose texts Java gives at once
 
 
-class IndexText(pt.Transformer):
+class IndexText(Loader):
     """Adds ``text`` by ``docno`` from a Terrier index, whatever ``docid`` says: that may be another index's.
 
     Pickles carry the index's location, not the index.
@@ -43,10 +44,6 @@ class IndexText(pt.Transformer):
         texts = self._texts(list(dict.fromkeys(inp["docno"].astype(str)))) if len(inp) else {}
         column = [texts.get(docno) for docno in inp["docno"].astype(str)]
         return inp.assign(text=pd.Series(column, index=inp.index, dtype=object))
-
-    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
-        """Lets ``loader % k`` apply the cutoff before it loads texts."""
-        return pt.RankCutoff(k) >> self
 
     def attributes(self) -> list[Any]:
         """Drawings and records carry the index's name."""

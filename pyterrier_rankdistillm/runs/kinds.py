@@ -212,6 +212,9 @@ def ours(value: Any, walk: Walk) -> Shape | None:
         return Shape(name, parts=[*_reranker(value).parts, *version])
     if name == "Checkpoint":
         return Shape(name, parts=[*_checkpoint(value), *version])
+    if name == "ScoreCache" and value._loaded:  # whose model may lie elsewhere
+        whose = {key: item for key, item in value.model_identity.items() if key not in ("model", "revision")}
+        return Shape(name, parts=[*whose.items(), *version])
     if name == "ScoreCache":
         return Shape(name, parts=[("reranker", value.reranker), *version])
     if name == "ParquetText":

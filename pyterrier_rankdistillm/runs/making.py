@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
 from ..checks import is_whole, whole
-from ..errors import RankingError
+from ..errors import RankingError, RunFileError
 from ..locks import hold, lock_of
+from ..notebook import card
+from ..progress import bar
+from .download import md5_of
 from .files import check_target
 from .given import Door, GivenRun, MappedRun, Ranker, Run, Topics, first_stage_of, ids_of, ranker_of, read, topics_of
 from .kept import Record, Work, check_reuse, made_at
 from .kinds import frame
 from .ranks import Ids, first_fault, order_disagrees, positions
-from .records import describe, frame_digest, versions
-from .shards import Shards, completed, folder_of
+from .records import describe, frame_digest, public, versions
+from .shards import Shards, completed, folder_of, record_of
 
 OnFault = Literal["error", "skip"]
 
@@ -82,8 +86,11 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class MadeRun:
-    """A finished run.
+class MadeRun(pt.Artifact):
+    """A finished run: a PyTerrier artifact, and the name of its file wherever a run is given.
+
+    ``pt.Artifact.load("rank-zephyr.run.gz")`` opens it again, ``to_hf("me/rank-zephyr")`` publishes it with its record
+    (without local paths), and ``pt.Artifact.from_hf("me/rank-zephyr")`` brings it back.
 
     Args:
         path: The run file.
@@ -91,13 +98,93 @@ class MadeRun:
         kept: What of it an earlier call had made; None if nothing.
     """
 
+    ARTIFACT_TYPE: ClassVar[str] = "run"
+    ARTIFACT_FORMAT: ClassVar[str] = "rankdistillm"
+    ARTIFACT_PACKAGE_HINT: ClassVar[str] = "pyterrier-rankdistillm"
+
     path: Path
     record: dict[str, Any] = field(repr=False)
     kept: Kept | None = field(default=None, compare=False)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MadeRun:  # type: ignore[override]  # it takes no options
+        """Opens a run by its path.
+
+        Args:
+            path: The run file, with its record beside it; or a folder with just these, as an unpacked artifact is.
+
+        Raises:
+            FileNotFoundError: There is no run, or no record beside it.
+            RunFileError: Run or record are damaged, or not each other's.
+        """
+        given = Path(path).expanduser().absolute()
+        file = _run_in(given) if given.is_dir() else given
+        for part in (file, record_of(file)):
+            if not part.is_file():
+                raise FileNotFoundError(f"MadeRun.load: {given} must be a run with its record; {part} is not there.")
+        try:
+            made = json.loads(record_of(file).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFileError(f"MadeRun.load: {record_of(file)} is not JSON: {error}.") from error
+        stated = made.get("md5") if isinstance(made, dict) else None
+        if stated is None or "made by" not in made:
+            raise RunFileError(f"MadeRun.load: {record_of(file)} is not the record of a made run.")
+        found = md5_of(file)
+        if found != stated:
+            raise RunFileError(
+                f"MadeRun.load: {file} is not the run that its record is of: it has MD5 {found}, not {stated}. Read it "
+                f"as any run: runs.read."
+            )
+        return cls(file, made)
+
     def read(self, **options: Any) -> pd.DataFrame:
         """The run as a frame; options as for ``runs.read``."""
         return read(self.path, **options)
+
+    def retriever(self) -> pt.Transformer:
+        """The run as a first stage: for topics it gives its rankings."""
+        return first_stage_of(self.path, who="MadeRun.retriever")
+
+    def _repr_html_(self) -> str:
+        named = {name: self.record.get(name) for name in ("teacher", "first_stage")}
+        rows: list[tuple[str, Any]] = [("file", self.path)]
+        rows += [(name.replace("_", " "), named_in(told) or None) for name, told in named.items() if told]
+        rows += [(name, self.record.get(name)) for name in ("depth", "queries", "rows", "seconds", "md5")]
+        if self.kept is not None:
+            rows.append(("kept", f"{self.kept.queries:,} queries, made {self.kept.made}"))
+        rows += [("note", note) for note in (() if self.kept is None else self.kept.notes)]
+        return card("Made run", rows)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def _package_files(self) -> Iterator[tuple[str, str | io.BytesIO]]:
+        """The files of ``build_package`` and ``to_hf``."""
+        yield "pt_meta.json", _json_file(self._build_metadata())
+        yield record_of(self.path).name, _json_file(public(self.record))
+        yield self.path.name, os.fspath(self.path)
+
+
+def named_in(described: Any) -> str:
+    """A transformer that a record describes, in a few words; of a pipeline, which takes more of them, none."""
+    if not isinstance(described, dict):
+        return str(described)
+    kind = str(described.get("class", "")).rpartition(".")[2]
+    model = next((str(described[key]) for key in ("model", "model_id", "model_name") if described.get(key)), None)
+    return f"{kind} {model}".strip() if model else "" if kind == "Compose" else kind
+
+
+def _json_file(content: Any) -> io.BytesIO:
+    return io.BytesIO(json.dumps(content, indent=2).encode())
+
+
+def _run_in(folder: Path) -> Path:
+    runs = [record.with_suffix("") for record in folder.glob("*.json") if record.with_suffix("").is_file()]
+    if len(runs) != 1:
+        raise FileNotFoundError(
+            f"MadeRun.load: {folder} must hold one run with its record, got {len(runs)}. Name the run's file."
+        )
+    return runs[0]
 
 
 def make_teacher_run(
@@ -114,7 +201,7 @@ def make_teacher_run(
     settings: Mapping[str, Any] | None = None,
     on_fault: OnFault = "error",
     reuse: Collection[str] = (),
-    verbose: bool = True,
+    verbose: bool | None = None,
 ) -> MadeRun:
     """Lets a teacher re-rank a first stage, and writes its run.
 
@@ -142,7 +229,7 @@ def make_teacher_run(
             number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
         reuse: Parts that differ from what made the kept work (``"teacher"``, ``"first stage"``), but that do not change
             a result: it is taken up all the same. An error names them.
-        verbose: Show a progress bar.
+        verbose: Show a progress bar; None: in a terminal or a notebook.
 
     Returns:
         The run and its record: ``settings``, ``teacher``, ``first_stage``, ``versions``, numbers of queries and rows,
@@ -184,7 +271,7 @@ def make_run(
     reuse: Collection[str] = (),
     taken: Mapping[str, Record] | None = None,
     keep: Callable[[pd.DataFrame], None] | None = None,
-    verbose: bool = True,
+    verbose: bool | None = None,
 ) -> MadeRun:
     """A run of any re-ranker: a teacher, a system, or (with the identity as the re-ranker) a first stage.
 
@@ -225,8 +312,8 @@ def make_run(
     done = completed(path, work)
     if done is not None:
         work.warn(stacklevel=4)
-        with pt.tqdm(total=len(topics), unit=" queries", desc=f"Ranking (kept, made {made_at(path)})",
-                     initial=len(topics), disable=not verbose):  # fmt: skip
+        with bar(bool(verbose), total=len(topics), unit=" queries", desc=f"Ranking (kept, made {made_at(path)})",
+                 initial=len(topics)):  # fmt: skip
             pass
         return MadeRun(path, done, Kept(len(topics), made_at(path), tuple(work.notes(done["made by"]))))
     check_target(path)  # before days of work
@@ -236,7 +323,7 @@ def make_run(
     shards = Shards(folder_of(path), topics["qid"].tolist(), size=shard_size, work=work)
     by_qid = topics.set_index("qid", drop=False)
     made_with = versions()
-    bar = pt.tqdm(total=len(topics), unit=" queries", desc="Ranking", disable=not verbose)
+    drawn = bar(verbose, total=len(topics), unit=" queries", desc="Ranking")
     pending = shards.pending()
     already = len(topics) - sum(len(shard.qids) for shard in pending)
     kept = None
@@ -244,8 +331,8 @@ def make_run(
         work.warn(stacklevel=4)
         kept = Kept(already, made_at(shards.folder), tuple(work.notes(shards.made_by)))
     try:
-        with bar:
-            bar.update(already)
+        with drawn:
+            drawn.update(already)
             for shard in pending:
                 started = time.monotonic()
                 _seed(seed + shard.index)
@@ -253,7 +340,7 @@ def make_run(
                 run, notes = _rank(reranker, first_stage, asked, depth, on_fault, roles, keep)
                 notes |= {"versions": made_with, "seconds": round(time.monotonic() - started, 3)}
                 shards.save(shard, run, notes)
-                bar.update(len(shard.qids))
+                drawn.update(len(shard.qids))
     finally:  # also after an error or Ctrl-C: the same objects may be given again
         shards.ended(live)
     noted = shards.notes()

@@ -12,12 +12,13 @@ import pyterrier as pt
 
 from .mapped import MappedForm, arrow
 from .parquet import ParquetFile
+from .text import Loader
 
 _DOCNO = ("docno", "doc_id", "docid", "id")
 _BATCH = 10_000  # passages that are copied together
 
 
-class ParquetText(pt.Transformer):
+class ParquetText(Loader):
     """Adds ``text`` by ``docno`` from a Parquet file, which may be of any size, since it is not read into memory.
 
     Parquet files can only be read in groups of up to a million rows, so the file is copied once, as Arrow. The copy is

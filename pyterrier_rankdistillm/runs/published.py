@@ -19,6 +19,7 @@ from ir_datasets.datasets.base import Dataset as IrDataset
 from ir_datasets.formats import BaseScoredDocs, GenericScoredDoc
 
 from ..errors import DownloadError
+from ..notebook import card, size
 from .download import download, md5_of, remote_size
 from .files import read_file
 from .text import join_queries, load_topics
@@ -151,12 +152,12 @@ NAMES: dict[str, tuple[PublishedFile, ...]] = {
 """``pt.get_dataset("rankdistillm:{name}")``: its file, and files that can stand in for it."""
 
 
-def fetch(name: str, *, verbose: bool = True) -> Path:
+def fetch(name: str, *, verbose: bool | None = None) -> Path:
     """The run file of a published dataset, downloaded if needed.
 
     Args:
         name: ``"rankzephyr"``, ``"set-encoder"``, ``"monoelectra"`` or ``"colbert"``.
-        verbose: Show a progress bar.
+        verbose: Show a progress bar; None: in a terminal or a notebook.
 
     Raises:
         KeyError: There is no such dataset.
@@ -306,6 +307,17 @@ class PublishedDataset(pt.datasets.Dataset):
         """Where the data is described."""
         return "https://huggingface.co/datasets/webis/rank-distillm"
 
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, Any]] = []
+        for file in self.files:
+            there = _place(self.name, file).is_file()
+            told = "" if file.size is None else f", {size(file.size)}"
+            rows.append((file.name, f"{file.contents}{told}, {'downloaded' if there else 'not downloaded yet'}"))
+        rows += [("topics, labels, passages", f"{PARENT} of ir_datasets"), ("licence", self.files[0].licence)]
+        return card(
+            f"rankdistillm:{self.name}", rows, note=f"runs.preflight({self.name!r}) tells what will be downloaded."
+        )
+
     def __repr__(self) -> str:
         return f"PublishedDataset('rankdistillm:{self.name}')"
 
@@ -320,7 +332,7 @@ def _place(name: str, file: PublishedFile) -> Path:
     return Path(ir_datasets.util.home_path()) / PARENT / f"rank-distillm-{name}{file.suffix}"
 
 
-def _fetch_file(name: str, file: PublishedFile, verbose: bool) -> Path | DownloadError:
+def _fetch_file(name: str, file: PublishedFile, verbose: bool | None) -> Path | DownloadError:
     if file.md5 is None:
         return DownloadError(f"{file.name} has no known checksum, so it is not downloaded unseen.")
     try:

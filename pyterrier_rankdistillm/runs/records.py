@@ -152,6 +152,16 @@ def record(
     }  # fmt: skip
 
 
+def public(record: Any) -> Any:
+    """A record as others may read it: of local paths only the last name."""
+    if isinstance(record, Mapping):
+        return {public(key): public(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [public(value) for value in record]
+    is_path = isinstance(record, str) and (record.startswith("~") or Path(record).is_absolute())
+    return Path(record).name if is_path else record
+
+
 def frame_digest(frame: pd.DataFrame) -> str:
     """The MD5 of a frame's columns and rows (not of its index)."""
     digest = hashlib.md5(usedforsecurity=False)

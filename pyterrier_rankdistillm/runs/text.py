@@ -97,7 +97,15 @@ def text_loader(dataset: Dataset, *, fields: Sequence[str] | None = None, who: s
     return TextLoader(_name(dataset), found, fields, given=dataset)
 
 
-class TextLoader(pt.Transformer):
+class Loader(pt.Transformer):
+    """What adds ``text`` by ``docno`` and leaves the rows as they are."""
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
+        """Lets ``loader % k`` apply the cutoff before it loads texts."""
+        return pt.RankCutoff(k) >> self
+
+
+class TextLoader(Loader):
     """Adds ``text`` to a frame with ``docno``, from an ir_datasets collection; made by ``text_loader``.
 
     Each distinct document is fetched once per frame, and rows with the same document share its text in memory.
@@ -147,10 +155,6 @@ class TextLoader(pt.Transformer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self._given, self._fields)
-
-    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
-        """Lets ``loader % k`` apply the cutoff before it loads texts."""
-        return pt.RankCutoff(k) >> self
 
     def __repr__(self) -> str:
         return f"TextLoader({self.dataset!r})"

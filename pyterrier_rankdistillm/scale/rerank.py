@@ -13,9 +13,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-import pyterrier as pt
-
 from ..locks import hold, lock_of
+from ..progress import bar
 from ..runs.given import Texts, Topics
 from ..runs.kept import made_at
 from ..runs.making import Kept, MadeRun
@@ -38,7 +37,7 @@ def rerank_dataset(
     num_workers: int | None = None,
     address: str | None = None,
     reuse: Collection[str] = (),
-    verbose: bool = True,
+    verbose: bool | None = None,
 ) -> MadeRun:
     """Re-ranks a run of any size on Ray Data, on every GPU or core of one machine or many.
 
@@ -74,7 +73,7 @@ def rerank_dataset(
             call.
         reuse: Parts that differ from what made the saved work (``"reranker"``, ``"text"``), although it is to be used
             anyway. An error names them.
-        verbose: Show a progress bar.
+        verbose: Show a progress bar; None: in a terminal or a notebook.
 
     Returns:
         The run and its record, as from ``runs.make_teacher_run``; it can be a student's teacher.
@@ -94,7 +93,7 @@ def rerank_dataset(
         connected(address, who),
         planned(run, model, path, text, topics, depth, shard_size, num_workers, who, reuse) as plan,
     ):
-        label = plan.job.reranker.schematic["label"]
+        label = plan.job.reranker.label
         done = completed(path, plan.work)
         if done is not None:
             plan.work.warn()
@@ -103,13 +102,13 @@ def rerank_dataset(
         shards = Shards(folder_of(path), qids, size=size, work=plan.work, suffix=".parquet")
         shards.forget_beginnings()
         pending = shards.pending()
-        with pt.tqdm(total=len(qids), unit=" queries", desc=label, disable=not verbose) as bar:
-            bar.update(len(qids) - sum(len(shard.qids) for shard in pending))
+        with bar(verbose, total=len(qids), unit=" queries", desc=label) as drawn:
+            drawn.update(len(qids) - sum(len(shard.qids) for shard in pending))
             rows = [plan.row(shard) for shard in pending]
             folder = ShardFolder(shards.folder, shards.suffix)
             try:
                 for queries in over_workers(ReRanker, plan.job, rows, plan.workers, shards.folder, folder=folder):
-                    bar.update(queries)
+                    drawn.update(queries)
             finally:
                 shards.ended(("text",))
         return MadeRun(path, shards.complete(path, plan.settings, tag=label.lower()))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..checks import is_whole
 from ..errors import CheckpointError
+from ..notebook import card as shown
 from ..scratch import replacing_folder
 from . import writing
 from .card import card, public_name
@@ -47,6 +48,33 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}" + (f", revision={self.revision!r})" if self.revision else ")")
+
+    def _repr_html_(self) -> str:
+        lengths, encoder = self.tokenizer.lengths, self.encoder
+        trained = (self.record or {}).get("training") or {}
+        validation = trained.get("validation") or {}
+        kept = validation.get("kept")
+        shape = [
+            f"{value:,} {called}"
+            for name, called in (
+                ("num_hidden_layers", "layers"),
+                ("hidden_size", "wide"),
+                ("num_attention_heads", "heads"),
+            )
+            if isinstance(value := getattr(encoder.config, name, None), int)
+        ]
+        rows = [
+            ("from", self.source),
+            ("revision", self.revision),
+            ("model", ", ".join([str(getattr(encoder.config, "model_type", type(encoder).__name__)), *shape])),
+            ("parameters", f"{sum(p.numel() for p in encoder.parameters()):,}"),
+            ("head", "drawn at random: train it first" if encoder.has_new_head else encoder.head_kind),
+            ("reads", f"query {_tokens(lengths.query)}, text {_tokens(lengths.doc)}, pair {_tokens(lengths.pair)}"),
+            ("trained with", f"{trained['loss']}, {trained['steps']:,} steps" if trained else None),
+            ("teacher", (self.record or {}).get("data", {}).get("teacher") if trained else None),
+            (str(validation.get("measure")), None if kept is None else f"{kept:.4f} on the validation topics"),
+        ]
+        return shown("Set encoder" if encoder.sees_lists else "Cross-encoder", rows)
 
     @classmethod
     def open(
@@ -221,6 +249,10 @@ class Checkpoint:
             format="Lightning IR" if format == "lightning-ir" else "transformers",
             record=self.record,
         )
+
+
+def _tokens(length: int | None) -> str:
+    return "whole" if length is None else f"{length} tokens"
 
 
 def _check_tables(encoder: PairEncoder, tokenizer: PairTokenizer, source: str) -> None:

@@ -1,4 +1,4 @@
-"""Callbacks of a training: a progress bar, a guard, TensorBoard."""
+"""Callbacks of a training: a progress bar, a guard, and what others bring."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import math
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import pyterrier as pt
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..progress import bar
 from ..runs.atomic import write_json
 from ..runs.download import md5_of
-
-MEASURE = "measure"
-"""The validation measure's name in the Trainer's logs, which add a prefix to it."""
 
 _COMPLETE = "complete.json"
 """Written into a checkpoint last, with digests of its files: a process can be killed, and a disk can fail."""
@@ -54,12 +52,14 @@ class Guard(TrainerCallback):
 class ProgressBar(TrainerCallback):
     """A progress bar with the loss and the last validation."""
 
-    def __init__(self, measure: str) -> None:
+    def __init__(self, measure: str, verbose: bool | None = None) -> None:
         self.measure = measure
+        self.verbose = verbose
         self.shown: dict[str, str] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" steps")
+        steps = {"total": state.max_steps, "initial": state.global_step}
+        self.bar = bar(self.verbose, **steps, desc="Training", unit=" steps")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -72,7 +72,7 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        for key, name in (("loss", "loss"), (f"eval_{MEASURE}", self.measure)):
+        for key, name in (("loss", "loss"), (f"eval_{self.measure}", self.measure)):
             if logs and key in logs:
                 self.shown[name] = f"{logs[key]:.4f}"
         self.bar.set_postfix(self.shown)
@@ -81,13 +81,32 @@ class ProgressBar(TrainerCallback):
         self.bar.close()
 
 
-def tensorboard(folder: Path) -> TrainerCallback:
-    """Logs to ``folder/tensorboard``; TensorBoard must be installed."""
-    # Neither is needed unless it is asked for, and the first fails without TensorBoard.
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
+def checked(callbacks: Any, who: str) -> list[TrainerCallback]:
+    """A user's callbacks.
 
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard")))
+    Raises:
+        TypeError: Something is no callback of transformers.
+    """
+    given = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    odd = next((one for one in given if not isinstance(one, TrainerCallback)), None)
+    if odd is not None:
+        raise TypeError(
+            f"{who}: callbacks must be a list of transformers.TrainerCallback objects, got {odd!r:.80}"
+            f"{' (a class; call it)' if isinstance(odd, type) else ''}."
+        )
+    return given
+
+
+def reporter(tracker: str, folder: Path) -> TrainerCallback:
+    """Transformers' callback for a tracker, which must be installed."""
+    # They are not needed unless they are asked for, and fail where the tracker is not installed.
+    from transformers.integrations import integration_utils as integrations
+
+    if tracker == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return integrations.TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard")))
+    return cast(TrainerCallback, integrations.get_reporting_integration_callbacks(tracker)[0]())
 
 
 def last_checkpoint(folder: Path) -> Path | None:

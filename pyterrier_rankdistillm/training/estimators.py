@@ -6,7 +6,7 @@ import inspect
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,8 @@ from .validation import Validation
 if TYPE_CHECKING:
     from typing import Self
 
+    from transformers import TrainerCallback
+
 _DONE: dict[Stage, str] = {"finetune": "fine-tuned", "distill": "distilled"}
 
 Student: TypeAlias = "str | os.PathLike[str] | Checkpoint | CrossEncoderReRanker | pt.Estimator"
@@ -47,7 +49,7 @@ class _StudentEstimator(pt.Estimator):
     """What both estimators share: a student that is copied, trained, and then re-ranks."""
 
     stage: ClassVar[Stage]
-    parts: ClassVar[tuple[str, ...]] = ("student", "recipe", "text")
+    parts: ClassVar[tuple[str, ...]] = ("student", "recipe", "text", "callbacks")
     """The constructor's arguments that are not settings."""
 
     def __init__(
@@ -56,6 +58,7 @@ class _StudentEstimator(pt.Estimator):
         *,
         recipe: str | os.PathLike[str] | None = None,
         text: Texts | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
         **settings: Any,
     ) -> None:
         who = type(self).__name__
@@ -66,9 +69,14 @@ class _StudentEstimator(pt.Estimator):
         self.recipe = recipe
         self.text = text
         self.settings = Settings.of(self.stage, recipe, who=who, **settings)
-        if self.settings.tensorboard:
-            check_installed("tensorboard", f"{who} with tensorboard=True")
+        for tracker in self.settings.trackers:
+            check_installed(tracker, f"{who} with report_to={self.settings.report_to!r}")
         check_installed("accelerate", who)
+        self.callbacks = callbacks
+        if callbacks:
+            from .callbacks import checked  # imports most of transformers
+
+            checked(callbacks, who)
         self._changes = settings
         self._forget()
 
@@ -145,6 +153,7 @@ class _StudentEstimator(pt.Estimator):
                 folder=Path(folder),
                 validation=validation,
                 template=self._template_for(checkpoint),
+                callbacks=self.callbacks,
                 reuse=reuse,
                 who=who,
             )
@@ -329,11 +338,12 @@ class FineTuning(_StudentEstimator):
         text: A source for texts that are not in the frames, such as those of relevant passages that were not
             retrieved: a text loader or a dataset. Without it, only relevant passages whose text is in the frame are
             used.
+        callbacks: Objects of ``transformers.TrainerCallback``, which the Trainer calls while it trains.
         **settings: Settings that differ from the recipe; see ``Settings``.
 
     Raises:
         ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
-        ImportError: accelerate (the extra ``train``) is not installed, or with ``tensorboard=True`` TensorBoard.
+        ImportError: accelerate (the extra ``train``) is not installed, or what ``report_to`` names.
 
     Method: Gao et al., Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, ECIR 2021,
     https://arxiv.org/abs/2101.08751, as used by Schlatt et al., ECIR 2025, https://arxiv.org/abs/2405.07920.
@@ -370,18 +380,19 @@ class Distillation(_StudentEstimator):
         recipe: ``"rank-distillm"`` (the default: RankNet over 100 passages per query, 3 epochs, 32 lists per step), or
             a YAML file of settings.
         text: A source for texts that are not in the frames: a text loader or a dataset.
+        callbacks: Objects of ``transformers.TrainerCallback``, which the Trainer calls while it trains.
         **settings: Settings that differ from the recipe; see ``Settings``.
 
     Raises:
         ValueError: Settings are unknown, out of range or contradict each other. The message names all of them.
-        ImportError: accelerate (the extra ``train``) is not installed, or with ``tensorboard=True`` TensorBoard.
+        ImportError: accelerate (the extra ``train``) is not installed, or what ``report_to`` names.
 
     Method: Schlatt et al., Rank-DistiLLM, ECIR 2025, https://arxiv.org/abs/2405.07920.
     """
 
     schematic: ClassVar[dict[str, str]] = {"label": "Distillation", "help_url": "https://arxiv.org/abs/2405.07920"}
     stage: ClassVar[Stage] = "distill"
-    parts: ClassVar[tuple[str, ...]] = ("student", "teacher", "recipe", "text")
+    parts: ClassVar[tuple[str, ...]] = ("student", "teacher", "recipe", "text", "callbacks")
 
     def __init__(
         self,
@@ -390,9 +401,10 @@ class Distillation(_StudentEstimator):
         teacher: Ranker | None = None,
         recipe: str | os.PathLike[str] | None = None,
         text: Texts | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
         **settings: Any,
     ) -> None:
-        super().__init__(student, recipe=recipe, text=text, **settings)
+        super().__init__(student, recipe=recipe, text=text, callbacks=callbacks, **settings)
         if teacher is not None:  # what it is is found out now, and opened when it is used
             ranker_of(teacher, who=type(self).__name__, argument="teacher")
         self.teacher = teacher

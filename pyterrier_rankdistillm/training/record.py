@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 import pandas as pd
 
 from ..extras import require
+from ..notebook import card, curve, finite
 from .settings import Settings, Stage
 
-_HERE = ("folder", "resume", "verbose", "tensorboard", "device")
+_HERE = ("folder", "resume", "verbose", "report_to", "device")
 """Settings of where and how it was run, which say nothing of what came out."""
 
 
@@ -33,6 +33,7 @@ class Training:
         about: Where the data came from: ``teacher``, ``rankings`` and ``texts``.
         seconds: Wall-clock time of this process, from the first step to the last.
         notes: What there is to know of kept work that was taken up.
+        student: What the training started from.
     """
 
     stage: Stage
@@ -46,12 +47,14 @@ class Training:
     seconds: float
     about: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    student: str = ""
 
     @property
     def table(self) -> pd.DataFrame:
         """The summary: columns ``what`` and ``value``."""
         measure = self.settings.measure
-        lines: list[tuple[str, Any]] = [("teacher", self.about["teacher"])] if "teacher" in self.about else []
+        lines: list[tuple[str, Any]] = [("student", self.student)] if self.student else []
+        lines += [(name, self.about[name]) for name in ("teacher", "rankings", "texts") if name in self.about]
         lines += [("loss", self.losses), ("queries", self.queries)]
         lines += [(f"left out: {reason}", number) for reason, number in self.left_out.items()]
         lines += [("steps", self.steps), ("lists per step", self.settings.batch_size)]
@@ -122,8 +125,12 @@ class Training:
         return f"Training({self.stage}, {self.losses}, {self.steps} steps)"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(str(what))}</td><td>{escape(str(value))}</td></tr>"
-            for what, value in self.table.itertuples(index=False)
-        )
-        return f"<table>{rows}</table>"
+        measure = self.settings.measure
+        drawn = [("loss", "training loss", None), (measure, f"validation {measure}", self.best_step)]
+        figures = []
+        for column, label, mark in drawn:
+            points = finite(self.log[["step", column]].itertuples(index=False)) if column in self.log else []
+            if len(points) > 1:
+                figures.append(curve(points, label, mark=mark, dots=column == measure))
+        title = {"finetune": "Fine-tuning", "distill": "Distillation"}[self.stage]
+        return card(title, self.table.itertuples(index=False), figures=figures)

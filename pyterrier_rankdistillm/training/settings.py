@@ -26,6 +26,17 @@ OnUnusable = Literal["error", "skip"]
 Device = Literal["cuda", "cpu", "mps"]
 
 
+TRACKERS = ("tensorboard", "wandb")
+"""What a training can report to; each is the name of its package."""
+
+
+def trackers_of(report_to: Any) -> tuple[Any, ...]:
+    """The names in a setting ``report_to``."""
+    if isinstance(report_to, str):
+        return () if report_to == "none" else (report_to,)
+    return tuple(report_to) if isinstance(report_to, Sequence) else (report_to,)
+
+
 @dataclass(frozen=True)
 class Rule:
     """What a setting must be.
@@ -59,6 +70,10 @@ _POSITIVE = Rule("a number above 0", lambda value: _number(value) and 0 < value 
 _SHARE = Rule("a number from 0 to below 1", lambda value: _number(value) and 0 <= value < 1)
 _SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
 _PATH = Rule("a path", lambda value: isinstance(value, str | os.PathLike) and bool(os.fspath(value)))
+_TRACKED = Rule(
+    f"'none', or one or several of {', '.join(map(repr, TRACKERS))}",
+    lambda value: value == "none" or (bool(value) and set(trackers_of(value)) <= set(TRACKERS)),
+)
 _MADE = Rule("", lambda _: True)  # Losses, Sampling and ir-measures say what is wrong, when they are made of it
 
 
@@ -187,7 +202,7 @@ class Settings:
     folder: str | os.PathLike[str] | None = _setting(
         None,
         _PATH.or_none(),
-        "Folder in which checkpoints (and ``tensorboard`` logs) are kept, to be resumed; None: they are not kept.",
+        "Folder in which checkpoints (and TensorBoard's logs) are kept, to be resumed; None: they are not kept.",
     )
     save_every: int | None = _setting(
         None, _COUNT.or_none(), "Number of steps between checkpoints in ``folder``; None: ``valid_every``."
@@ -205,10 +220,18 @@ class Settings:
         '``"cuda"`` (``CUDA_VISIBLE_DEVICES`` chooses one of several), ``"cpu"`` or ``"mps"``; None: CUDA if '
         "available, else the CPU.",
     )
-    tensorboard: bool = _setting(
-        False, _SWITCH, "Whether to log to ``folder`` for TensorBoard (which must be installed)."
+    report_to: str | Sequence[str] = _setting(
+        "none",
+        _TRACKED,
+        'Where the loss and the validation measure are reported, besides the record: ``"tensorboard"`` (into '
+        '``folder``), ``"wandb"`` (Weights & Biases, set up by its own environment variables), a list of these, or '
+        '``"none"``. They must be installed.',
     )
-    verbose: bool = _setting(True, _SWITCH, "Show a progress bar, and the summary at the end.")
+    verbose: bool | None = _setting(
+        None,
+        _SWITCH.or_none(),
+        "Show a progress bar, and print the summary at the end; None: the bar in a terminal or a notebook only.",
+    )
     who: InitVar[str] = "Settings"
 
     def __post_init__(self, who: str) -> None:
@@ -261,6 +284,11 @@ class Settings:
             add_relevant=self.add_relevant,
         )
 
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """What the training reports to."""
+        return trackers_of(self.report_to)
+
     def as_dict(self) -> dict[str, Any]:
         """All settings as JSON values."""
         values = dataclasses.asdict(self)
@@ -293,7 +321,9 @@ class Settings:
                 f"accumulation={self.accumulation}."
             )
         if self.folder is None:
-            needing = {"resume": self.resume, "save_every": self.save_every, "tensorboard": self.tensorboard}
+            needing: dict[str, Any] = {"resume": self.resume, "save_every": self.save_every}
+            if "tensorboard" in self.trackers:
+                needing["report_to"] = self.report_to
             faults += [f"{name}={value!r} needs a folder." for name, value in needing.items() if value]
         if self.save_every and self.valid_every and self.save_every % self.valid_every:
             # The best weights are taken from a checkpoint, so each checkpoint needs a validation.
@@ -340,6 +370,10 @@ _ELSEWHERE = {
     "output_dir": "folder",
     "num_negatives": "sample_size (negatives and the relevant one together)",
     "lr_scheduler_type": "schedule",
+    "tensorboard": "report_to='tensorboard'",
+    "logging_steps": "log_every",
+    "eval_steps": "valid_every",
+    "save_steps": "save_every",
 }
 """Settings by what transformers and Sentence Transformers call them."""
 

@@ -6,10 +6,10 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -26,8 +26,11 @@ from .record import Training
 from .settings import Settings, Stage
 from .validation import Validation
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
 _RECORD = "training.json"
-_FREE = ("resume", "verbose", "device", "memory_tokens", "batch_tokens", "tensorboard", "folder", "log_every")
+_FREE = ("resume", "verbose", "device", "memory_tokens", "batch_tokens", "report_to", "folder", "log_every")
 """Settings that may change when a training is resumed: they do not change its outcome."""
 
 
@@ -40,6 +43,7 @@ def train(
     folder: Path,
     validation: Validation | None,
     template: CrossEncoderReRanker,
+    callbacks: Sequence[TrainerCallback] = (),
     reuse: Collection[str] = (),
     who: str,
 ) -> tuple[PairEncoder, Training]:
@@ -53,6 +57,7 @@ def train(
         folder: Where checkpoints are written during training.
         validation: Chooses the weights that are kept, those before training included; None: the last ones are.
         template: The settings to re-rank with in the validation.
+        callbacks: The user's.
         reuse: Parts of a kept training that may differ; see ``REUSABLE``.
         who: The estimator, for messages.
 
@@ -64,7 +69,7 @@ def train(
         ValueError: Settings do not fit the number of processes, or the folder holds checkpoints, and none is to resume.
         FloatingPointError: The loss became infinite or NaN.
     """
-    from .callbacks import MEASURE, discard_newer, last_checkpoint, step_of, stopped_early
+    from .callbacks import discard_newer, last_checkpoint, step_of, stopped_early
     from .trainer import ListwiseTrainer, quiet, resolved_dtype, safe_attention  # imports most of transformers
 
     data = sourced.data
@@ -111,11 +116,12 @@ def train(
         validate=None if validation is None else measure,
         resumed=resumed is not None,
         start_can_win=not checkpoint.encoder.has_new_head,
+        callbacks=callbacks,
     )
     claim = None
     if settings.folder is not None and trainer.is_world_process_zero():
         continued = settings.resume and (folder / _RECORD).is_file()
-        claim = _Claim(folder, stage, checkpoint, settings, data, validation, reuse)
+        claim = _Claim(folder, stage, checkpoint, settings, data, validation, callbacks, reuse)
         if continued:
             discard_newer(folder, resumed)
     started = time.monotonic()
@@ -134,12 +140,13 @@ def train(
         settings=settings,
         queries=len(data.members),
         left_out=sourced.left_out,
-        log=_log(trainer.state.log_history, {f"eval_{MEASURE}": settings.measure}),
+        log=_log(trainer.state.log_history, {f"eval_{settings.measure}": settings.measure}),
         best_step=best,
         steps=trainer.state.global_step,
         seconds=time.monotonic() - started,
         about=sourced.about,
         notes=() if claim is None else claim.notes,
+        student=checkpoint.source,
     )
     if trainer.is_world_process_zero():
         _report(record, folder)
@@ -152,7 +159,7 @@ def train(
     return encoder.cpu().eval().requires_grad_(False), record
 
 
-REUSABLE = ("teacher", "first stage", "student", "texts", "loss", "validation")
+REUSABLE = ("teacher", "first stage", "student", "texts", "loss", "validation", "callbacks")
 """The parts of a training that ``reuse`` may name; the first two are of the teacher's run."""
 
 
@@ -172,6 +179,7 @@ class _Claim:
         settings: Settings,
         data: TrainingData,
         validation: Validation | None,
+        callbacks: Sequence[TrainerCallback],
         reuse: Collection[str],
     ) -> None:
         stated = {name: value for name, value in settings.as_dict().items() if name not in _FREE}
@@ -186,6 +194,7 @@ class _Claim:
             "loss": [(LOSSES[t.name].function, t.weight, dict(t.options)) for t in Losses.of(settings.loss).terms],
             "validation": None if validation is None
             else [frame(validation.run), frame(validation.qrels), str(validation.measure)],
+            "callbacks": list(callbacks),  # which can change what comes out
         }  # fmt: skip
         certain = [name for name in parts if name not in REUSABLE]
         reuse = check_reuse("fit", reuse, REUSABLE)
@@ -208,8 +217,8 @@ class _Claim:
         write_json(self._file, {"stage": stage, "settings": json.loads(json.dumps(stated)), "made by": self._made_by})
 
     def ended(self) -> None:
-        """Notes what the training changed of its own parts, such as a text loader's memory."""
-        changed = self._work.ended(self._made_by, ("texts",))
+        """Notes what the training changed of its own parts, such as a text loader's memory or a callback's counters."""
+        changed = self._work.ended(self._made_by, ("texts", "callbacks"))
         if changed != self._made_by:
             stated = json.loads(self._file.read_text(encoding="utf-8"))
             write_json(self._file, {**stated, "made by": changed})
@@ -240,5 +249,5 @@ def _report(record: Training, folder: Path) -> None:
         record.log.to_csv(folder / "log.csv", index=False)
         with contextlib.suppress(ImportError):
             record.plot().savefig(folder / "training.png", dpi=120)
-    if record.settings.verbose:
+    if record.settings.verbose is not False:
         print(record)

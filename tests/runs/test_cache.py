@@ -22,7 +22,7 @@ from pandas.testing import assert_frame_equal
 from pyterrier_rankdistillm import Checkpoint, KeptWorkWarning, MonoElectra, extras
 from pyterrier_rankdistillm.errors import InUseError
 from pyterrier_rankdistillm.locks import hold
-from pyterrier_rankdistillm.runs import ScoreCache
+from pyterrier_rankdistillm.runs import ScoreCache, file_name
 from pyterrier_rankdistillm.runs import cache as module
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
 
@@ -233,3 +233,11 @@ def test_a_damaged_cache_is_named(cached: Make) -> None:
     (path / "db.sqlite3").write_bytes(b"rubbish" * 1000)
     with pytest.raises(OSError, match=r"ScoreCache: .* cannot be read or written: .* delete the folder"):
         cached()(FRAME)
+
+
+def test_a_file_name_is_a_models_own(model: tiny.Tiny, cached: Make) -> None:
+    name = file_name(MonoElectra(model.folder, device="cpu"))
+    assert name == cached().path.name
+    assert pt.io.ok_filename(name)
+    assert file_name(MonoElectra(model.folder, device="cpu", doc_length=8)) != name
+    assert file_name(MonoElectra(model.folder, device="cpu", batch_tokens=64)) == name

@@ -305,8 +305,12 @@ def test_the_record(model: tiny.Tiny) -> None:
     assert table["nDCG@10 last"] == f"{values[4]:.4f} at step 4"
     for name, value in table.items():
         assert name in str(record)
-        assert f"<td>{value}</td>" in record._repr_html_()
+        assert f"<td>{value}</td>" in record._repr_html_().replace("<wbr>", "")
     assert repr(record) == "Training(finetune, lce, 4 steps)"
+    assert table["student"] == str(model.folder)
+    shown = record._repr_html_()
+    assert (shown.count("<svg"), shown.count("<polyline"), shown.count("<circle")) == (2, 2, 3)
+    assert f"kept: step {record.best_step}" in shown
 
 
 @KEPT_AS_IT_WAS

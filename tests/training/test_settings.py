@@ -17,7 +17,7 @@ _COUNTS = (
     "sample_size", "steps", "batch_size", "memory_tokens", "batch_tokens", "query_length", "doc_length", "valid_every",
     "valid_queries", "patience", "log_every", "depth", "accumulation", "save_every",
 )  # fmt: skip
-_SWITCHES = ("add_relevant", "drop_near_duplicates", "gradient_checkpointing", "resume", "tensorboard", "verbose")
+_SWITCHES = ("add_relevant", "drop_near_duplicates", "gradient_checkpointing", "resume")
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, value) for name in _COUNTS for value in (0, -1, 1.0, 2.5, "3", True)),
     *((name, value) for name in ("warmup_steps", "seed") for value in (-1, 1.5, "3", None, False)),
@@ -27,6 +27,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, float("inf")) for name in ("epochs", "learning_rate", "max_grad_norm")),
     *((name, None) for name in ("batch_size", "accumulation", "learning_rate", "weight_decay", "memory_tokens")),
     *((name, value) for name in _SWITCHES for value in (None, 0, 1, "yes")),
+    *(("verbose", value) for value in (0, 1, "yes")),
     *((name, "other") for name in ("sampling", "schedule", "dtype", "on_unusable", "device")),
     *((name, None) for name in ("sampling", "schedule", "on_unusable")),
     *(("measure", value) for value in ("nDCG@", "no such", "", "__import__('os')", None, 3)),
@@ -36,6 +37,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("random_negatives", -0.5),
     ("random_negatives", "half"),
     ("sample_size", 1),
+    *(("report_to", value) for value in ("no such", "all", None, [], ["none"], ["wandb", 1], True)),
     ("folder", 5),
     ("folder", ""),
 ]
@@ -59,7 +61,13 @@ def test_ranges(name: str, value: Any) -> None:
         {"depth": None, "sample_size": None, "sampling": "single_relevant", "negative_ranks": (5, 50)},
         {"measure": "P(rel=2)@5", "loss": ["lce", {"name": "adr_mse", "weight": 0.5}]},
         {"device": "cpu", "dtype": "bfloat16", "seed": 0, "warmup_steps": 5, "schedule": "cosine"},
-        {"folder": Path("a"), "resume": True, "tensorboard": True, "save_every": 20, "valid_every": 10},
+        {
+            "folder": Path("a"),
+            "resume": True,
+            "report_to": ["tensorboard", "wandb"],
+            "save_every": 20,
+            "valid_every": 10,
+        },
     ],
 )
 def test_what_is_in_range(values: dict[str, Any]) -> None:
@@ -75,7 +83,7 @@ def test_what_is_in_range(values: dict[str, Any]) -> None:
         ({**STEPS, "batch_size": 32, "accumulation": 3}, "got batch_size=32 and accumulation=3."),
         ({**STEPS, "resume": True}, "resume=True needs a folder."),
         ({**STEPS, "save_every": 5}, "save_every=5 needs a folder."),
-        ({**STEPS, "tensorboard": True}, "tensorboard=True needs a folder."),
+        ({**STEPS, "report_to": "tensorboard"}, "report_to='tensorboard' needs a folder."),
         ({**STEPS, "folder": "a", "save_every": 5, "valid_every": 2}, "a multiple of valid_every, got 5 and 2."),
         ({**STEPS, "sampling": "random"}, "sample_size must be given with strategy 'random', got None."),
         ({**STEPS, "random_negatives": 0.5}, "random_negatives must be 0 with strategy 'top', got 0.5."),

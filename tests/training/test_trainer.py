@@ -10,7 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +30,7 @@ import transformers
 from torch import Tensor
 from transformers import TrainerCallback
 
-from pyterrier_rankdistillm import MonoElectra, MonoElectraReRanker
+from pyterrier_rankdistillm import MonoElectra, MonoElectraReRanker, extras
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
 from pyterrier_rankdistillm.scoring.scorer import Scorer
@@ -267,6 +270,60 @@ def test_no_second_pass_is_paid_where_a_list_fits(
     too_large = [len(one.pairs) for one in lists if tokens_of([one]) == largest]
     assert sum(number for number, with_gradients in forwards if not with_gradients) == sum(too_large)
     assert sum(number for number, with_gradients in forwards if with_gradients) == sum(pairs)
+
+
+def test_lists_are_prepared_while_the_step_before_is_computed(
+    student: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, threads, seen = [], set(), []
+    get = Lists.__getitems__
+
+    def noted(self: Lists, indices: Any) -> Any:
+        lists = get(self, indices)
+        prepared.extend(indices)
+        threads.add(threading.get_ident())
+        return lists
+
+    class Step(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            limit = time.monotonic() + 10
+            while len(prepared) < min(2 * (len(seen) + 2), 8) and time.monotonic() < limit:
+                time.sleep(0.005)  # until the next step's lists are there
+            seen.append(len(prepared))
+
+    monkeypatch.setattr(Lists, "__getitems__", noted)
+    made = trainer_of(student, tmp_path, steps=4, batch_size=2)
+    made.add_callback(Step())
+    with quiet():
+        made.train()
+    assert len(seen) == 4
+    assert all(there >= min(2 * (step + 2), 8) for step, there in enumerate(seen))
+    assert prepared == list(range(8))
+    assert threads != {threading.get_ident()}
+    assert len(threads) == 1
+
+
+def test_an_error_of_the_lists_ends_the_training_where_they_are_needed(
+    student: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, steps = Lists.__getitems__, []
+
+    def broken(self: Lists, indices: Any) -> Any:
+        if 4 in indices:
+            raise LookupError("no such text")
+        return get(self, indices)
+
+    class Step(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            steps.append(1)
+
+    monkeypatch.setattr(Lists, "__getitems__", broken)
+    made = trainer_of(student, tmp_path, steps=4, batch_size=2)
+    made.add_callback(Step())
+    with quiet(), pytest.raises(LookupError, match="no such text"):
+        made.train()
+    assert len(steps) in (1, 2)  # accelerate looks one part ahead
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lists")]
 
 
 def test_groups_within(student: Checkpoint, tmp_path: Path) -> None:
@@ -512,7 +569,7 @@ def test_validation_needs_no_tensor_on_the_device(student: Checkpoint, tmp_path:
         for name in ("zeros", "tensor"):
             patch.setattr(torch, name, None)
         patch.setattr(made, "log", lambda _: None)
-        assert made.evaluate() == {"eval_measure": 0.1}
+        assert made.evaluate() == {"eval_nDCG@10": 0.1}
 
 
 # --- folders: checkpoints, resuming ---
@@ -533,10 +590,68 @@ def test_tensorboard(model: tiny.Tiny, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    one = toy.distillation(model.folder, steps=3, folder=tmp_path, tensorboard=True, log_every=1)
+    one = toy.distillation(model.folder, steps=3, folder=tmp_path, report_to="tensorboard", log_every=1)
     one.fit(toy.TRAIN, None)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(one.training.log["loss"].tolist())
+
+
+class Recorder(TrainerCallback):
+    """Notes what it is told, and asks for an end after some steps."""
+
+    def __init__(self, last: int = 99) -> None:
+        self.last = last
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+        self.logs.append(dict(logs or {}))
+
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.last
+
+
+def test_callbacks_are_called_and_may_stop(model: tiny.Tiny) -> None:
+    recorder = Recorder(last=2)
+    one = toy.distillation(model.folder, steps=4, log_every=1, valid_every=1, measure="nDCG@3", callbacks=[recorder])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no validation was better")
+        one.fit(toy.TRAIN, None, toy.VALID, toy.QRELS)
+    assert one.training.steps == 2
+    logged = [log["loss"] for log in recorder.logs if "loss" in log]
+    assert logged == pytest.approx(one.training.log["loss"].dropna().tolist())
+    measured = [log["eval_nDCG@3"] for log in recorder.logs if "eval_nDCG@3" in log]
+    assert measured == pytest.approx(one.training.log["nDCG@3"].dropna().tolist())
+    for wrong, got in (([print], "print"), ([Recorder], r"a class; call it"), ("wandb", "'w'")):
+        with pytest.raises(TypeError, match=rf"Distillation: callbacks must be a list of transformers\..*got .*{got}"):
+            toy.distillation(model.folder, callbacks=wrong)
+
+
+def test_callbacks_are_part_of_a_kept_training(model: tiny.Tiny, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 2, "folder": tmp_path / "kept", "resume": True}
+    toy.distillation(model.folder, callbacks=[Recorder()], **options).fit(toy.TRAIN, None)
+    again = toy.distillation(model.folder, callbacks=[Recorder()], **options)
+    again.fit(toy.TRAIN, None)
+    for others in ([], [Recorder(last=1)]):
+        other = toy.distillation(model.folder, callbacks=others, **options)
+        with pytest.raises(ValueError, match=r"holds another training: callbacks.*reuse=\['callbacks'\]"):
+            other.fit(toy.TRAIN, None)
+    other.fit(toy.TRAIN, None, reuse=["callbacks"])
+
+
+def test_trackers_are_transformers_own(model: tiny.Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import integration_utils
+
+    made: list[Recorder] = []
+
+    def callbacks_of(tracker: str) -> list[Callable[[], Recorder]]:
+        assert tracker == "wandb"
+        return [lambda: made.append(Recorder()) or made[-1]]  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: name)
+    monkeypatch.setattr(integration_utils, "get_reporting_integration_callbacks", callbacks_of)
+    toy.distillation(model.folder, steps=1, report_to="wandb").fit(toy.TRAIN, None)
+    (recorder,) = made
+    assert any("loss" in log for log in recorder.logs)
 
 
 FOLDER_OF_ANOTHER: list[tuple[dict[str, Any], pd.DataFrame, str]] = [
