@@ -149,7 +149,8 @@ class Scorer:
     """Scores pairs on one device, or on several.
 
     A pair's score depends on the pair only. Up to float32 rounding (1e-5), it does not depend on the order or on the
-    other pairs of its batch.
+    other pairs of its batch. In less precision such roundings decide now and then to which of two steps a number is
+    rounded, and grow (with the demo checkpoint to 0.02 in bfloat16; benchmarks/README.md).
 
     Args:
         checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied, but
