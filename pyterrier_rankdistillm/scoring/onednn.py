@@ -70,10 +70,12 @@ class Steps(NamedTuple):
     Args:
         steps: uint8, shape (..., inputs).
         sizes: The size of a token's steps, shape (..., 1).
+        least: What step 0 stands for, shape (..., 1); None: the layer has a zero of its own, the same for all tokens.
     """
 
     steps: Tensor
     sizes: Tensor
+    least: Tensor | None = None
 
 
 class Int8Linear(nn.Module):
@@ -98,6 +100,7 @@ class Int8Linear(nn.Module):
         weight = linear.weight.float()  # (O, I)
         self.scales = _at_least_tiny(weight.abs().amax(dim=-1)) / self.weight_steps  # (O,)
         steps = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.sums = steps.sum(dim=-1) * self.scales  # (O,): added once per unit of a token's least input
         self.weight = torch.ops.onednn.qlinear_prepack(steps, None)
         self.weight_zeros = torch.zeros(len(steps), dtype=torch.int64)
         self.bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
@@ -124,23 +127,41 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor | Steps) -> Tensor:
         """Maps (..., inputs) to (..., outputs)."""
-        steps, sizes = self.read(x)
+        steps, sizes, least = self.read(x)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             *(steps, 1.0, self.zero, self.weight, self.scales, self.weight_zeros, None),  # no bias
             *(1.0, 0, torch.float32, "none", [], ""),  # output scale and zero; no activation
         )
-        y = torch.addcmul(self.bias, y, sizes)
+        bias = self.bias if least is None else torch.addcmul(self.bias, least, self.sums)
+        y = torch.addcmul(bias, y, sizes)
         return y if self.activation is None else self.activation(y)
 
 
 class Int7Linear(Int8Linear):
-    """The same with half the steps for weights.
+    """The same with half the steps for weights, and a zero per token so that inputs waste none of theirs.
 
     Processors without VNNI add two products of an input and a weight in 16 bits, and saturate: 2 x 255 x 63 = 32,130
-    fits, with 127 steps for weights the sum would not.
+    fits, with 127 steps for weights the sum would not. A zero per token takes longer, and makes up for some of it.
     """
 
     weight_steps: ClassVar[int] = 63
+
+    def __init__(self, linear: nn.Linear, activation: str | None = None, follows: str | None = None) -> None:
+        super().__init__(linear, activation, follows)
+        self.zero = 0
+
+    def read(self, x: Tensor | Steps) -> Steps:
+        """See ``Int8Linear.read``."""
+        if isinstance(x, Steps):
+            return x
+        least, most = x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True)  # (..., 1)
+        largest = torch.maximum(most, -least)
+        # One step less than there are, for roundings at both ends; large enough for the zero to be a whole number.
+        sizes = _at_least_tiny(torch.maximum((most - least) / 254, largest * 2.0**-20))
+        inverse = sizes.reciprocal()
+        zeros = (least * inverse).round()
+        steps = x.mul(inverse).add_(_ROUND - zeros).view(torch.int32).to(torch.uint8)  # the low bits
+        return Steps(steps, sizes, zeros * sizes)
 
 
 Kind = type[PackedLinear] | type[Int8Linear]
@@ -153,6 +174,11 @@ def kind_of(dtype: str) -> Kind | None:
     """The layers of a precision on this CPU; None: it has none, so that torch's own are used, in float32."""
     kind = _KINDS[computed_in(dtype)]
     return kind if works(cast(Any, kind)) else None
+
+
+def kind_in(encoder: nn.Module) -> type[nn.Module] | None:
+    """The layers that an encoder has; None: torch's own."""
+    return next((type(module) for module in encoder.modules() if isinstance(module, PackedLinear | Int8Linear)), None)
 
 
 def computed_in(dtype: str) -> str:
