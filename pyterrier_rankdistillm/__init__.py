@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .scoring.checkpoint import Checkpoint
     from .set_encoder import LongListWarning, SetEncoderReRanker
     from .training import Distillation, FineTuning
+    from .viewer import RankingView, view_rankings
 
 __version__ = version("pyterrier-rankdistillm")
 
@@ -55,6 +56,7 @@ __all__ = [
     "OrderWarning",
     "RankDistillmError",
     "RankingError",
+    "RankingView",
     "Reproduction",
     "ReproductionError",
     "RewrittenQueryWarning",
@@ -71,6 +73,7 @@ __all__ = [
     "runs",
     "scale",
     "training",
+    "view_rankings",
 ]
 
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
@@ -83,11 +86,13 @@ _HOME = {
     "LongListWarning": ".set_encoder",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
+    "RankingView": ".viewer",
     "Reproduction": ".reproduction",
     "SetEncoderReRanker": ".set_encoder",
     "TruncationWarning": ".reranker",
     "reproduce": ".reproduction",
     "rerank_dataset": ".scale",
+    "view_rankings": ".viewer",
 }
 _ROOMS = ("reproduction", "runs", "scale", "training")
 
