@@ -86,6 +86,15 @@ def test_numbers_by_hand() -> None:
     assert by_query["query"].to_dict() == dict(zip(TOPICS["qid"], TOPICS["query"], strict=True))
 
 
+def test_a_single_system_is_tested_against_the_first_stage() -> None:
+    result = reproduce("trec-dl-2019", {"words": Words()}, **GIVEN)
+    assert result.baseline == FIRST_STAGE
+    tested = result.cells.set_index("system")["significant"]
+    assert tested[FIRST_STAGE] is None
+    assert tested["words"] in (True, False)
+    assert reproduce("trec-dl-2019", {"words": Words()}, baseline="words", **GIVEN).baseline == "words"
+
+
 def test_each_run_is_made_once() -> None:
     words = Words()
     reproduce("trec-dl-2019", {"words": words}, measures=["RR@10", "AP@100"], **GIVEN)
