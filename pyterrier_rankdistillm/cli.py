@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What the commands need is imported in them, so that --help and errors in options come without torch being loaded.
 # Repeated here for the same reason; a test compares.
-DTYPES = ("float32", "bfloat16", "float16", "int8")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "tf32")
 
 _GOES_ON = "What was finished is kept; the same call goes on from there."
 

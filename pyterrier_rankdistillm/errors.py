@@ -73,6 +73,10 @@ class ReproductionError(RankDistillmError, ValueError):
     """Nothing could be run, or a system did not rank the documents that it was given."""
 
 
+class PrecisionWarning(UserWarning):
+    """Scores are computed in another precision than was asked for, since the device does not gain from it."""
+
+
 class OrderWarning(UserWarning):
     """A run's ranks contradict its scores, and only its depth was cut, by rank."""
 

@@ -24,8 +24,9 @@ from .notebook import card
 from .progress import bar
 from .query_language import RewrittenQueryWarning, remedy, rewritten
 from .scoring.checkpoint import Checkpoint, Format
+from .scoring.devices import Device, resolve_devices
 from .scoring.folders import locate, looks_like_path
-from .scoring.scorer import Precision, Scored, Scorer
+from .scoring.scorer import Precision, Scored, Scorer, precision_on
 
 Activation = Literal["sigmoid"]
 
@@ -94,10 +95,13 @@ class CrossEncoderReRanker(pt.Transformer):
         revision: Branch, tag or commit on the hub; default: its main branch. Give a commit for numbers that last.
         local_files_only: Use the hub's local cache only, never the network.
         device: Torch device, such as ``"cuda:1"``; default: CUDA if available, else the CPU. Apple's MPS is used on
-            request only.
-        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast, which is faster on a GPU and changes
+            request only. Several, such as ``["cuda:0", "cuda:1"]``: each batch goes to whichever is free.
+        dtype: ``"float32"``; ``"bfloat16"`` or ``"float16"`` for the layers, which is faster on a GPU (and bfloat16 on
+            a CPU that multiplies it, with AMX or AVX512-BF16), and changes scores in the second or third digit; or
+            ``"tf32"``, on an NVIDIA GPU from capability 8.0: float32 with products of rounded inputs, which changes
             scores in the second or third digit; or ``"int8"`` for the linear layers, which is faster on an x86 CPU and
-            changes scores in the first or second digit.
+            changes scores in the first or second digit. Where a CPU does not gain from a half precision, float32 is
+            computed, with a ``PrecisionWarning``; ``precision``, ``repr`` and records say which.
         batch_tokens: Number of tokens per batch, padding included; default: 512 on the CPU, 32,768 elsewhere. Scores do
             not depend on it. When memory runs out, it is halved and the batch is tried again.
         query_length: Number of tokens read of a query; default: the checkpoint's (32 for the published ones).
@@ -137,7 +141,7 @@ class CrossEncoderReRanker(pt.Transformer):
         *,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device | None = None,
+        device: Device = None,
         dtype: Precision = "float32",
         batch_tokens: int | None = None,
         query_length: int | None = None,
@@ -200,6 +204,14 @@ class CrossEncoderReRanker(pt.Transformer):
     def scorer(self) -> Scorer:
         """The scorer of (query, text) pairs (opened on first use)."""
         return self._open()[1]
+
+    @property
+    def precision(self) -> str:
+        """What scores are computed in here: ``dtype``, or what stands for it on this CPU; nothing is opened."""
+        try:
+            return precision_on(resolve_devices(self.device), self.dtype)
+        except ValueError:  # a device that is not here
+            return self.dtype
 
     def clone(self, **changes: Any) -> CrossEncoderReRanker:
         """A re-ranker with the same settings, but for ``changes``; open weights are shared where they are the same."""
@@ -291,7 +303,7 @@ class CrossEncoderReRanker(pt.Transformer):
         else:
             lengths = self._opened[1].tokenizer.lengths
             rows.append(("reads", f"query {lengths.query or 'whole'}, text {lengths.doc or 'whole'} (tokens)"))
-            rows.append(("runs on", f"{self._opened[2].device}, {self.dtype}"))
+            rows.append(("runs on", f"{self._opened[2].devices}, {self.precision}"))
         return None if drawn is None else drawn + card(type(self).__name__, rows)
 
     def schematic(self, *, input_columns: Sequence[str] | None = None) -> dict[str, Any]:
@@ -312,11 +324,15 @@ class CrossEncoderReRanker(pt.Transformer):
         return fitting + tail
 
     def __repr__(self) -> str:
-        """The settings that differ from their defaults, so that tables and caches tell re-rankers apart."""
+        """The settings that differ from their defaults, so that tables and caches tell re-rankers apart.
+
+        ``dtype`` is the precision that is computed in; see ``precision``.
+        """
         # Of the method, since the class's is that of PyTerrier's __new__ before Python 3.11.4.
         defaults = {p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()}
+        shown = {"dtype": self.precision} if self.precision in get_args(Precision) else {}
         changed = [
-            f"{name}={getattr(self, name)!r}"
+            f"{name}={shown.get(name, getattr(self, name))!r}"
             for name, default in defaults.items()
             if name not in ("self", "model") and getattr(self, name) != default
         ]
@@ -445,7 +461,7 @@ class CrossEncoderReRanker(pt.Transformer):
         row = int(bad[0])
         remedy = (
             "The weights are broken: download or train the checkpoint again."
-            if self.dtype == "float32"
+            if self.precision == "float32"
             else f"Use dtype='float32' instead of {self.dtype!r}."
         )
         raise ValueError(

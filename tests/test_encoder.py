@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ElectraForSequenceClassification
 
+from pyterrier_rankdistillm.scoring.attention import Padded
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder, EncoderConfig
 
 
@@ -87,10 +88,11 @@ def test_token_types_matter() -> None:
 def test_last_layer_for_the_first_position_equals_the_full_computation() -> None:
     encoder = ours(tiny.transformers_model(), tiny.linear_head())
     ids, types, mask = padded_batch()
-    hidden = encoder.embeddings(ids, types)
+    layout = Padded(mask)
+    hidden = encoder.embeddings(ids, types, layout)
     for layer in encoder.encoder.layer:
-        hidden = layer(hidden, hidden, mask[:, None, None, :])
-    first = encoder.encoder(encoder.embeddings(ids, types), mask[:, None, None, :])
+        hidden = layer(hidden, hidden, layout)
+    first = encoder.encoder(encoder.embeddings(ids, types, layout), layout)
     torch.testing.assert_close(first, hidden[:, 0], rtol=0, atol=1e-5)
 
 

@@ -12,9 +12,17 @@ from torch.nn import functional as F
 from pyterrier_rankdistillm.scoring import onednn
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.encoder import ACTIVATIONS
-from pyterrier_rankdistillm.scoring.onednn import Int8Linear, PackedLinear, replace_linears, works
+from pyterrier_rankdistillm.scoring.onednn import (
+    BFloat16Linear,
+    Int8Linear,
+    PackedLinear,
+    computed_in,
+    kind_of,
+    replace_linears,
+    works,
+)
 
-KINDS = [PackedLinear, Int8Linear]
+KINDS = [PackedLinear, pytest.param(BFloat16Linear, marks=tiny.needs_bfloat16), Int8Linear]
 pytestmark = pytest.mark.skipif(not works(PackedLinear) or not works(Int8Linear), reason="no x86 CPU with oneDNN")
 
 
@@ -44,6 +52,57 @@ def test_packed_equals_the_layer_that_it_replaces(activation: str | None) -> Non
     linear, x = linear_and_input()
     expected = linear(x) if activation is None else ACTIVATIONS[activation](linear(x))
     torch.testing.assert_close(PackedLinear(linear, activation)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@tiny.needs_bfloat16
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@torch.inference_mode()
+def test_bfloat16_equals_the_product_of_the_rounded_numbers(activation: str | None) -> None:
+    linear, x = linear_and_input()
+    expected = (x.bfloat16().double() @ linear.weight.bfloat16().double().T + linear.bias).float()
+    if activation is not None:
+        expected = ACTIVATIONS[activation](expected)
+    y = BFloat16Linear(linear, activation)(x)
+    assert y.dtype == torch.float32
+    # One rounding, of the result; the bias and the sums are not rounded.
+    torch.testing.assert_close(y, expected, rtol=2**-8, atol=1e-4)
+    half = BFloat16Linear(linear, activation)(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half.float(), y)
+
+
+@tiny.needs_bfloat16
+@pytest.mark.parametrize("shape", [{}, {"hidden_act": "relu"}, {"embedding_size": 16}], ids=str)
+@torch.inference_mode()
+def test_residuals_norms_and_head_stay_in_float32(tmp_path: object, shape: dict[str, object]) -> None:
+    encoder = Checkpoint.open(tiny.lightning_ir(tmp_path, **shape).folder).encoder  # type: ignore[arg-type]
+    twin = encoder.on(torch.device("cpu"))
+    replace_linears(twin, BFloat16Linear)
+    seen: dict[str, set[torch.dtype]] = {}
+    for name, module in twin.named_modules():
+        module.register_forward_hook(lambda _m, _i, y, name=name: seen.setdefault(name, set()).add(y.dtype))
+    ids = torch.arange(5, 29).reshape(3, 8)
+    scores = twin(ids, ids % 2, torch.arange(8) < torch.tensor([[8], [6], [3]]))
+    norms = [name for name in seen if name.endswith("LayerNorm")]
+    assert len(norms) > 2 * tiny.SHAPE["num_hidden_layers"]
+    assert all(seen[name] == {torch.float32} for name in [*norms, "linear"])
+    assert seen["encoder.layer.0.attention.self"] == seen["encoder.layer.0.output.dense"] == {torch.bfloat16}
+    assert 0 < (scores - encoder(ids, ids % 2, torch.arange(8) < torch.tensor([[8], [6], [3]]))).abs().max() < 0.1
+
+
+def test_half_precisions_are_computed_where_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = works(BFloat16Linear)
+    assert computed_in("bfloat16") == ("bfloat16" if able else "float32")
+    assert computed_in("float16") == computed_in("float32") == "float32"
+    assert computed_in("int8").startswith("int8")
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    works.cache_clear()
+    try:
+        assert computed_in("bfloat16") == "float32"
+        assert kind_of("bfloat16") is kind_of("float16") is PackedLinear
+    finally:
+        works.cache_clear()
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
@@ -95,7 +154,8 @@ def test_int8_of_equal_inputs_is_exact(value: float) -> None:
 @torch.inference_mode()
 def test_zeros_give_the_bias(kind: type[nn.Module]) -> None:
     linear, x = linear_and_input()
-    expected = linear.bias.expand(3, 7, -1)
+    precision = torch.bfloat16 if kind is BFloat16Linear else torch.float32
+    expected = linear.bias.to(precision).float().expand(3, 7, -1)
     torch.testing.assert_close(kind(linear)(torch.zeros_like(x)), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(kind(nn.Linear(80, 48).requires_grad_(False).apply(_clear))(x), torch.zeros(3, 7, 48))
 

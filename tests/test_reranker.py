@@ -27,8 +27,11 @@ from pyterrier_rankdistillm import (
     CrossEncoderReRanker,
     MonoElectra,
     MonoElectraReRanker,
+    PrecisionWarning,
     TruncationWarning,
 )
+from pyterrier_rankdistillm.runs.records import describe, model_identity
+from pyterrier_rankdistillm.scoring import onednn
 
 BREAD, RAIN = "why does bread rise", "why does it rain"
 COLUMNS = ["qid", "query", "docno", "text"]
@@ -417,6 +420,18 @@ def test_a_non_finite_score_is_an_error_that_names_the_docno(
     tiny.save_state(folder, state)
     with pytest.raises(ValueError, match=r"score of docno 'd3' \(qid 'q2'\) is nan; 2 of 6 .*not finite.*weights"):
         MonoElectra(folder, device="cpu")(frame)
+    with pytest.raises(ValueError, match="Use dtype='float32' instead of 'int8'"):
+        MonoElectra(folder, device="cpu", dtype="int8")(frame)
+
+
+@tiny.needs_bfloat16
+def test_a_score_that_half_precision_breaks_asks_for_float32(
+    model: tiny.Tiny, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = tiny.copy(model.folder, tmp_path / "broken")
+    state = tiny.load_state(folder)
+    state["embeddings.word_embeddings.weight"][tiny.VOCAB.index("cat")] = float("nan")
+    tiny.save_state(folder, state)
     with pytest.raises(ValueError, match="Use dtype='float32' instead of 'bfloat16'"):
         MonoElectra(folder, device="cpu", dtype="bfloat16")(frame)
 
@@ -429,6 +444,7 @@ def test_sigmoid_maps_to_0_1_and_keeps_the_order(mono: MonoElectraReRanker, fram
     assert out["score"].dtype == np.float64
 
 
+@tiny.needs_bfloat16
 def test_bfloat16_ranks_with_near_scores(mono: MonoElectraReRanker, frame: pd.DataFrame) -> None:
     by_row = ["qid", "docno"]
     near = mono.clone(dtype="bfloat16")(frame).sort_values(by_row)["score"].to_numpy()
@@ -461,7 +477,7 @@ def test_verbose_draws_a_bar(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, int8, got 'float64'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, int8, tf32, got 'float64'"),
         ({"dtype": torch.float16}, "dtype must be one of"),
         ({"activation": "softmax"}, "activation must be None or one of sigmoid, got 'softmax'"),
         ({"batch_tokens": 0}, "batch_tokens must be .*at least 1, got 0"),
@@ -548,7 +564,7 @@ def test_repr_shows_the_settings_that_are_not_default() -> None:
     settings = {
         "revision": "0123abc",
         "device": "cpu",
-        "dtype": "bfloat16",
+        "dtype": "int8",
         "query_length": 16,
         "doc_length": 128,
         "text_field": "body",
@@ -558,6 +574,25 @@ def test_repr_shows_the_settings_that_are_not_default() -> None:
     mono = MonoElectra("webis/monoelectra-large", **settings)
     assert repr(mono) == f"MonoElectraReRanker('webis/monoelectra-large', {shown})"
     assert repr(eval(repr(mono))) == repr(mono)
+
+
+def test_repr_and_records_say_which_precision_runs(
+    model: tiny.Tiny, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = MonoElectra(model.folder, device="cpu", dtype="bfloat16")
+    able = onednn.works(onednn.BFloat16Linear)
+    assert asked.precision == ("bfloat16" if able else "float32")
+    assert MonoElectra(model.folder, device="meta", dtype="bfloat16").precision == "bfloat16"
+    works = onednn.works
+    monkeypatch.setattr(onednn, "works", lambda kind: kind is not onednn.BFloat16Linear and works(kind))
+    assert asked.precision == "float32"
+    assert asked.dtype == "bfloat16"
+    assert repr(asked) == f"MonoElectraReRanker({str(model.folder)!r}, device='cpu', dtype='float32')"
+    whole = MonoElectra(model.folder, device="cpu")
+    with pytest.warns(PrecisionWarning):
+        assert_equal(asked(frame), whole(frame))
+    assert model_identity(asked) == model_identity(whole)
+    assert describe(asked)["dtype"] == "float32"
 
 
 def test_repr_of_a_path_is_its_text(model: tiny.Tiny) -> None:

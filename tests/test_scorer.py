@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 import tiny
 import torch
 
+from pyterrier_rankdistillm.errors import PrecisionWarning
 from pyterrier_rankdistillm.scoring import scorer as module
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
+from pyterrier_rankdistillm.scoring.devices import resolve_device
 from pyterrier_rankdistillm.scoring.onednn import PackedLinear
-from pyterrier_rankdistillm.scoring.scorer import Scorer, resolve_device
+from pyterrier_rankdistillm.scoring.scorer import Precision, Scorer
 
 QUERIES = ["why does bread rise", "why does it rain", "cat", "is it not the moon and the sun and the rain and the snow"]
 TEXTS = [("the cat sat on the mat and the sun rose " * 3)[: 7 * i] + f"{i}" for i in range(12)]
@@ -38,6 +42,7 @@ class Watched:
 
     def __init__(self, encoder: Any, rows: int = 10**9, error: BaseException | None = None) -> None:
         self.encoder, self.rows, self.error = encoder, rows, error
+        self.sees_lists = encoder.sees_lists
         self.shapes: list[tuple[int, int]] = []
         self.failures = 0
 
@@ -54,8 +59,9 @@ class Watched:
 
 
 def watch(scorer: Scorer, rows: int = 10**9, error: BaseException | None = None) -> Watched:
-    watched = Watched(scorer.encoder, rows, error)
-    scorer.encoder = watched  # type: ignore[assignment]
+    (place,) = scorer.places
+    watched = Watched(place.encoder, rows, error)
+    place.encoder = watched  # type: ignore[assignment]
     return watched
 
 
@@ -263,11 +269,48 @@ def test_the_checkpoint_is_not_changed_and_its_weights_are_shared(opened: Checkp
     assert all(torch.equal(before[name], tensor) for name, tensor in opened.encoder.state_dict().items())
 
 
+@tiny.needs_bfloat16
 def test_bfloat16_scores_are_float32_and_near(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:
     scores = score(Scorer(opened, device="cpu", dtype="bfloat16"), ALL)
     assert scores.dtype == np.float32
     assert 0 < np.abs(scores - expected).max() < 0.3
     assert not np.array_equal(scores, torch.from_numpy(scores).bfloat16().float().numpy())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_where_the_cpu_does_not_gain_is_float32_with_a_warning(
+    opened: Checkpoint, monkeypatch: pytest.MonkeyPatch, dtype: Precision
+) -> None:
+    whole = Scorer(opened, device="cpu")
+    works = module.onednn.works
+    monkeypatch.setattr(module.onednn, "works", lambda kind: kind is not module.onednn.BFloat16Linear and works(kind))
+    with pytest.warns(PrecisionWarning, match=f"dtype='{dtype}' is computed in float32 here.*AMX or AVX512-BF16"):
+        scorer = Scorer(opened, device="cpu", dtype=dtype)
+    assert scorer.precision == "float32"
+    assert scorer.encoder is whole.encoder
+    assert np.array_equal(score(scorer, ALL), score(whole, ALL))
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=tiny.needs_bfloat16), "int8"])
+def test_a_checkpoint_is_saved_and_trained_beside_packed_weights(
+    opened: Checkpoint, tmp_path: Path, dtype: Precision
+) -> None:
+    before = {name: tensor.clone() for name, tensor in opened.encoder.state_dict().items()}
+    scorer = Scorer(opened, device="cpu", dtype=dtype)
+    first = score(scorer, ALL)
+    again = Checkpoint.open(opened.save(tmp_path / "saved"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in again.encoder.state_dict().items())
+    student = opened.encoder.copy()
+    student.train()
+    ids = torch.arange(5, 21).reshape(2, 8)
+    student(ids, torch.zeros_like(ids)).sum().backward()
+    grads = [weight.grad for weight in student.parameters()]
+    assert all(grad is not None for grad in grads)
+    torch.optim.SGD(student.parameters(), lr=0.1).step()
+    assert np.array_equal(score(scorer, ALL), first)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in opened.encoder.state_dict().items())
+    trained = Scorer(dataclasses.replace(opened, encoder=student.eval()), device="cpu", dtype=dtype)
+    assert not np.array_equal(score(trained, ALL), first)
 
 
 def test_int8_scores_are_float32_and_near(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:

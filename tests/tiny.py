@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -22,6 +23,10 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ElectraConfig, ElectraForPreTraining, ElectraForSequenceClassification, ElectraModel
+
+from pyterrier_rankdistillm.scoring import onednn
+
+needs_bfloat16 = pytest.mark.skipif(not onednn.works(onednn.BFloat16Linear), reason="no CPU that multiplies bfloat16")
 
 WORDS = "why does bread rise yeast the and of in cat sat on mat rain snow water garden onion sun moon is it not"
 VOCAB = [

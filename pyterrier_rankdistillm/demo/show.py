@@ -63,7 +63,7 @@ def show(model: str = "rankdistillm:demo", device: str | None = None, qid: str =
         "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in printed["p (nDCG@10)"]
     ]
     print(printed.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3f}"))
-    print(f"\n{seconds:.1f} s for both on {reranker.scorer.device}, with {reranker!r}\n")
+    print(f"\n{seconds:.1f} s for both on {reranker.scorer.devices}, with {reranker!r}\n")
     print(f"{qid}: {topic['query'].iloc[0]}\n")
     print(_before_and_after(before, after, qrels[qrels["qid"] == qid]).to_string(index=False))
     return table

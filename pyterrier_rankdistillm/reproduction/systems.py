@@ -237,7 +237,7 @@ class Systems:
             if isinstance(system, pt.Transformer):
                 candidates = with_text if name in wanting else ranked.kept
                 run, record = self._make(name, system, candidates, ranked.topics, path)
-                device = str(system.scorer.device) if isinstance(system, CrossEncoderReRanker) else None
+                device = system.scorer.devices if isinstance(system, CrossEncoderReRanker) else None
                 self.made_with[name] = {**record["teacher"], "device": device}
                 about = {key: record[key] for key in ("rows", "md5", "seconds")}
             else:

@@ -215,7 +215,7 @@ class ScoreCache(pt.Artifact, pt.Transformer):
                 )
             # Settings of the re-ranker may have changed since; then it has opened another checkpoint.
             checkpoint = None if loaded else self.reranker.checkpoint
-            settings = self.reranker.dtype, self.reranker.activation
+            settings = self.reranker.precision, self.reranker.activation
             opened = self._opened
             if opened is None or not opened.is_for(checkpoint, settings):
                 self.close()

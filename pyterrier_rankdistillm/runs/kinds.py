@@ -241,7 +241,8 @@ def _without_model(reranker: Any) -> dict[str, Any]:
 
 
 def _reranker(value: Any) -> Shape:
-    settings = {name: getattr(value, name, None) for name in ("dtype", "activation", "text_field")}
+    settings = {name: getattr(value, name, None) for name in ("activation", "text_field")}
+    settings["dtype"] = getattr(value, "precision", None)  # what this machine computes in
     from ..scoring.checkpoint import Checkpoint
     from ..scoring.folders import commit_of
 

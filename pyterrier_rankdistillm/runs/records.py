@@ -46,7 +46,7 @@ def model_identity(reranker: CrossEncoderReRanker) -> dict[str, Any]:
         "query_length": lengths.query,
         "doc_length": lengths.doc,
         "pair_length": lengths.pair,
-        "dtype": reranker.dtype,
+        "dtype": reranker.precision,
         "activation": reranker.activation,
         "weights": weights_digest(checkpoint),
     }

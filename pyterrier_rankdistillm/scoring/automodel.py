@@ -45,6 +45,7 @@ class TransformersEncoder(PairEncoder):
         self.config = model.config
         self.head_kind = type(model).__name__
         self.outputs = int(model.config.num_labels)
+        self.computes: torch.dtype | None = None  # in half precision
         self.reads_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
     @classmethod
@@ -157,8 +158,18 @@ class TransformersEncoder(PairEncoder):
         """Scores a batch; see ``PairEncoder.forward``."""
         types = {"token_type_ids": token_type_ids} if self.token_types else {}
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=mask, **types).logits
+        half = self.computes is not None
+        with torch.autocast(input_ids.device.type, self.computes, enabled=half) if half else contextlib.nullcontext():
+            logits: Tensor = self.model(input_ids=input_ids, attention_mask=mask, **types).logits
         return logits[:, -1].float()
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """See ``PairEncoder.compute_in``. Autocast fits inputs to the weights, and keeps sums and norms in float32."""
+        super().compute_in(dtype)
+        self.computes = dtype
+        for name, child in list(self.model.named_children()):
+            if name != self.model.base_model_prefix:
+                setattr(self.model, name, _InFloat32(child))
 
     def on(self, device: torch.device) -> TransformersEncoder:
         """A twin for scoring; see ``PairEncoder.on``."""
@@ -203,6 +214,19 @@ class TransformersEncoder(PairEncoder):
             names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # of transformers 5, and 4
             enable = next(getattr(self.model, name) for name in names if hasattr(self.model, name))
             enable({"use_reentrant": False})
+
+
+class _InFloat32(nn.Module):
+    """A module that autocast passes by: half precision in the head would collapse close scores into ties."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any) -> Any:
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return self.module(*(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs))
 
 
 def _class_of(config: Mapping[str, Any], source: str) -> Any:

@@ -11,12 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
+
+from .attention import KeysValues, Layout, Packed, Padded
 
 HeadKind = Literal["linear", "classification", "bert", "roberta", "distilbert"]
 """``"linear"``: one linear layer (Lightning IR, monoELECTRA). The others: a dense layer, an activation and a
@@ -119,9 +121,6 @@ class LinearMap(NamedTuple):
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """Token ids, token types and mask, as ``PairEncoder.forward`` takes them."""
 
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of some positions, each of shape (batch or 1, heads, positions, hidden / heads)."""
-
 
 class PairEncoder(nn.Module, ABC):
     """What scoring, training and saving know of a cross-encoder: token ids, types and mask in, logits out.
@@ -131,10 +130,12 @@ class PairEncoder(nn.Module, ABC):
         head_kind: What its head is called.
         outputs: Rows of the head, 1 or 2.
         sees_lists: Whether a pair's score depends on the other pairs of its query, too; see ``together``.
+        packs: Whether it takes packed batches; see ``packed``.
         has_new_head: Whether the head was drawn at random, so that scores mean nothing before training.
     """
 
     sees_lists: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
     config: Any
     head_kind: str
     outputs: int
@@ -175,6 +176,19 @@ class PairEncoder(nn.Module, ABC):
             float32 logits, shape (batch,).
         """
 
+    def packed(self, input_ids: Tensor, token_type_ids: Tensor, layout: Packed) -> Tensor:
+        """Scores a batch without padding, where the encoder ``packs``.
+
+        Args:
+            input_ids: Token ids of all pairs, one after another, shape (tokens,).
+            token_type_ids: As for ``forward``, shape (tokens,).
+            layout: Where the pairs begin and end.
+
+        Returns:
+            float32 logits, shape (pairs,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes padded batches only.")
+
     def together(self, batches: Sequence[Batch]) -> Tensor:
         """Scores several batches; where the encoder ``sees_lists``, they are one query's list.
 
@@ -206,6 +220,18 @@ class PairEncoder(nn.Module, ABC):
     def without_activations(self) -> None:
         """The activations of ``linear_maps`` are done by what replaced them."""
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """From now on the linear maps of its layers, and attention, compute in ``dtype``; for scoring, in place.
+
+        Their weights are cast here, once. Embeddings, residual sums, LayerNorm and the head stay in float32.
+        """
+        for module, name, _ in list(self.linear_maps()):
+            whole = getattr(module, name)
+            half = nn.Linear(whole.in_features, whole.out_features, bias=whole.bias is not None, device="meta")
+            tensors = {key: tensor.to(dtype) for key, tensor in whole.state_dict().items()}
+            half.load_state_dict(tensors, assign=True)
+            setattr(module, name, half.eval().requires_grad_(False))
+
     @abstractmethod
     def recompute_layers(self, recompute: bool) -> None:
         """In training: whether layers are computed again for the gradient rather than kept in memory."""
@@ -223,6 +249,8 @@ class CrossEncoder(PairEncoder):
         log_probability: With two rows: whether the score is the log-probability of row 1 (Lightning IR's
             ``scoring_strategy="mono"``) or its logit; default: the log-probability for a linear head.
     """
+
+    packs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -273,10 +301,12 @@ class CrossEncoder(PairEncoder):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Scores a batch; see ``PairEncoder.forward``."""
-        mask = None if attention_mask is None else attention_mask.bool()
-        hidden = self._embedded(input_ids, token_type_ids)  # (B, T, H)
-        hidden = self.encoder(hidden, None if mask is None else mask[:, None, None, :])  # (B, H) or (B, T, H)
-        return self._scored(hidden, mask)
+        layout = Padded(None if attention_mask is None else attention_mask.bool())
+        return self._laid_out(input_ids, token_type_ids, layout)
+
+    def packed(self, input_ids: Tensor, token_type_ids: Tensor, layout: Packed) -> Tensor:
+        """Scores a batch without padding; see ``PairEncoder.packed``."""
+        return self._laid_out(input_ids, token_type_ids, layout)
 
     def on(self, device: torch.device) -> CrossEncoder:
         """A twin for scoring; see ``PairEncoder.on``."""
@@ -330,19 +360,23 @@ class CrossEncoder(PairEncoder):
         """The same modules without these weights."""
         return type(self)(config, **self._settings)
 
-    def _embedded(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """The input of the first layer, shape (B, T, H)."""
-        hidden = self.embeddings(input_ids, token_type_ids)  # (B, T, E)
+    def _laid_out(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
+        hidden = self._embedded(input_ids, token_type_ids, layout)  # (B, T, H); packed: (N, H)
+        return self._scored(self.encoder(hidden, layout), layout)
+
+    def _embedded(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
+        """The input of the first layer, shape (B, T, H); packed: (N, H)."""
+        hidden = self.embeddings(input_ids, token_type_ids, layout)  # (B, T, E)
         if self.config.embedding_size != self.config.hidden_size:
             hidden = self.embeddings_project(hidden)
         return hidden
 
-    def _scored(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """The logits, shape (B,), of what the layers gave: (B, H) of the first position, or (B, T, H) of all."""
+    def _scored(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """The logits, shape (B,), of what the layers gave: (B, H) of the first positions, or the vectors of all."""
         # Pooling and head run in float32 under autocast too: half precision would collapse close scores into ties.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
-            vectors = hidden if self.pooling == "first" else pooled(hidden, mask, self.pooling)  # (B, H)
+            vectors = hidden if self.pooling == "first" else pooled(*layout.padded(hidden), self.pooling)  # (B, H)
             head = self.linear if self.head_kind == "linear" else self.classifier
             logits: Tensor = head(vectors)  # (B, outputs)
             return logits.log_softmax(dim=-1)[:, 1] if self.log_probability else logits[:, -1]
@@ -381,18 +415,20 @@ class _Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.config = config
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        hidden = self.word_embeddings(input_ids)  # (B, T, E)
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
+        hidden = self.word_embeddings(input_ids)  # (B, T, E); packed: (N, E)
         if self.config.type_vocab_size:
             hidden = hidden + self.token_type_embeddings(token_type_ids)
-        return self.dropout(self.LayerNorm(hidden + self._positions(input_ids)))
+        return self.dropout(self.LayerNorm(hidden + self._positions(input_ids, layout)))
 
-    def _positions(self, input_ids: Tensor) -> Tensor:
-        if self.config.model_type not in ROBERTA:
+    def _positions(self, input_ids: Tensor, layout: Layout) -> Tensor:
+        if self.config.model_type in ROBERTA:
+            # RoBERTa leaves padding tokens out of the count, also where a text spells one out.
+            counted = input_ids.ne(self.config.pad_token_id).long()
+            return self.position_embeddings(layout.running(counted) * counted + self.config.pad_token_id)
+        if isinstance(layout, Padded):
             return self.position_embeddings.weight[: input_ids.shape[1]]  # (T, E)
-        # RoBERTa leaves padding tokens out of the count, also where a text spells one out.
-        counted = input_ids.ne(self.config.pad_token_id)
-        return self.position_embeddings(counted.cumsum(dim=1) * counted + self.config.pad_token_id)  # (B, T, E)
+        return self.position_embeddings(layout.running(torch.ones_like(input_ids)) - 1)  # (N, E)
 
 
 class _Encoder(nn.Module):
@@ -404,34 +440,32 @@ class _Encoder(nn.Module):
         self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
         self.recompute = False  # in training: compute layers again for the gradient rather than keep them in memory
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         for layer in self.layer:
-            hidden = self.through(layer, hidden, mask)
-        return hidden  # (B, T, H) or (B, H)
+            hidden = self.through(layer, hidden, layout)
+        return hidden
 
-    def through(
-        self, layer: nn.Module, hidden: Tensor, mask: Tensor | None, others: KeysValues | None = None
-    ) -> Tensor:
-        """One layer's output, shape (B, T, H), or (B, H) where only the first position is read of it.
+    def through(self, layer: nn.Module, hidden: Tensor, layout: Layout) -> Tensor:
+        """One layer's output, of the shape of its input, or (B, H) where only the first position is read of it.
 
         Args:
             layer: One of ``self.layer``.
-            hidden: Its input, shape (B, T, H).
-            mask: Which positions are attended to, as ``scaled_dot_product_attention`` takes it; None: all.
-            others: Further positions to attend to, after those of ``hidden``.
+            hidden: Its input, shape (B, T, H); packed: (N, H).
+            layout: Which positions see each other.
         """
         # Only the first position is read after the last layer, so only it is computed there.
         first_only = layer is self.layer[-1] and not self.whole
-        queries = hidden[:, :1] if first_only else hidden
+        queries = layout.first(hidden) if first_only else hidden
         if self.recompute and torch.is_grad_enabled():
-            output = recomputed(layer, queries, hidden, mask, others, use_reentrant=False)
-        else:
-            output = layer(queries, hidden, mask, others)
-        return output[:, 0] if first_only else output
+            return cast(Tensor, recomputed(layer, queries, hidden, layout, use_reentrant=False))
+        return cast(Tensor, layer(queries, hidden, layout))
 
 
 class _Layer(nn.Module):
-    """A post-norm transformer layer; ``queries`` are the positions to compute, a prefix of ``hidden``."""
+    """A post-norm transformer layer; ``queries`` are the positions to compute: all of ``hidden``, or the first ones.
+
+    Linear maps may compute in half precision, see ``PairEncoder.compute_in``; what is between them is float32.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -440,9 +474,10 @@ class _Layer(nn.Module):
         self.output = _ResidualOutput(config, config.intermediate_size)
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, others: KeysValues | None = None) -> Tensor:
-        attended = self.attention(queries, hidden, mask, others)
-        return self.output(self.activation(self.intermediate.dense(attended)), attended)
+    def forward(self, queries: Tensor, hidden: Tensor, layout: Layout) -> Tensor:
+        attended = self.attention(queries, hidden, layout)
+        dense = self.intermediate.dense
+        return self.output(self.activation(dense(_as_read_by(dense, attended))), attended)
 
 
 class _Attention(nn.Module):
@@ -451,8 +486,8 @@ class _Attention(nn.Module):
         self.self = _SelfAttention(config)
         self.output = _ResidualOutput(config, config.hidden_size)
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, others: KeysValues | None) -> Tensor:
-        return self.output(self.self(queries, hidden, mask, others), queries)
+    def forward(self, queries: Tensor, hidden: Tensor, layout: Layout) -> Tensor:
+        return self.output(self.self(queries, hidden, layout), queries)
 
 
 class _SelfAttention(nn.Module):
@@ -465,24 +500,20 @@ class _SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def keys_values(self, hidden: Tensor) -> KeysValues:
-        return self._split(self.key(hidden)), self._split(self.value(hidden))
+        hidden = _as_read_by(self.key, hidden)  # once for both
+        return self.key(hidden), self.value(hidden)
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, others: KeysValues | None) -> Tensor:
-        keys, values = self.keys_values(hidden)
-        if others is not None:
-            rows = (len(hidden), -1, -1, -1)
-            keys, values = (torch.cat([x, y.expand(rows)], dim=2) for x, y in ((keys, others[0]), (values, others[1])))
-        context = F.scaled_dot_product_attention(
-            self._split(self.query(queries)),
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # (B, heads, Q, H / heads)
-        return context.transpose(1, 2).flatten(2)  # (B, Q, H)
+    def forward(self, queries: Tensor, hidden: Tensor, layout: Layout) -> Tensor:
+        read = _as_read_by(self.key, hidden)
+        queries = read if queries is hidden else _as_read_by(self.key, queries)
+        keys, values = self.keys_values(read)
+        return layout.attend(self.query(queries), keys, values, self.heads, self.dropout if self.training else 0.0)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, heads, T, H / heads)
+
+def _as_read_by(linear: nn.Module, x: Tensor) -> Tensor:
+    """The input of a linear map in the precision that it computes in, where that is a half one."""
+    weight: Any = linear.weight
+    return x.to(weight.dtype) if weight.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class _Dense(nn.Module):

@@ -1,4 +1,4 @@
-"""Linear layers for scoring on a CPU, with oneDNN's matrix products: packed float32, and int8.
+"""Linear layers for scoring on a CPU, with oneDNN's matrix products: packed float32 and bfloat16, and int8.
 
 torch multiplies float32 matrices with MKL and packs the weights again in every call. Packing them once, in oneDNN's
 layout, takes about five sixths of the time (benchmarks/README.md), at the cost of a copy of the layers' weights. The
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +27,35 @@ bits; with 127 steps for weights the sum would not."""
 
 
 class PackedLinear(nn.Module):
-    """``activation(x @ weight.T + bias)`` in float32, with weights in oneDNN's own layout. For inference only.
+    """``activation(x @ weight.T + bias)`` with weights in oneDNN's own layout. For inference only.
+
+    Weights and inputs are rounded to ``dtype``; sums, bias and activation are float32.
 
     Args:
         linear: The layer that it replaces.
         activation: One of ``EncoderConfig.hidden_act``; None: there is none.
     """
 
+    dtype: ClassVar[torch.dtype] = torch.float32
+
     def __init__(self, linear: nn.Linear, activation: str | None = None) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight, None)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.to(self.dtype), None)
         self.bias = linear.bias
         self.activation, self.variant = _FUSED[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., inputs) to (..., outputs)."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], self.variant)
-        return y
+        """Maps (..., inputs) to (..., outputs), in the precision of ``x``."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.to(self.dtype), self.weight, self.bias, self.activation, [], self.variant
+        )
+        return y.to(x.dtype)
+
+
+class BFloat16Linear(PackedLinear):
+    """The same in bfloat16, for processors that multiply it (AMX, AVX512-BF16)."""
+
+    dtype: ClassVar[torch.dtype] = torch.bfloat16
 
 
 class Int8Linear(nn.Module):
@@ -83,7 +96,22 @@ class Int8Linear(nn.Module):
         return y if self.activation is None else self.activation(y)
 
 
-def replace_linears(encoder: PairEncoder, kind: type[PackedLinear] | type[Int8Linear]) -> None:
+Kind = type[PackedLinear] | type[Int8Linear]
+_KINDS: dict[str, Kind] = {"float32": PackedLinear, "bfloat16": BFloat16Linear, "int8": Int8Linear}
+
+
+def kind_of(dtype: str) -> Kind | None:
+    """The layers of a precision on this CPU; None: it has none, so that torch's own are used, in float32."""
+    kind = _KINDS[computed_in(dtype)]
+    return kind if works(cast(Any, kind)) else None
+
+
+def computed_in(dtype: str) -> str:
+    """The precision that this CPU computes in where ``dtype`` is asked for: half precisions only where they gain."""
+    return "float32" if dtype == "float16" or (dtype == "bfloat16" and not works(BFloat16Linear)) else dtype
+
+
+def replace_linears(encoder: PairEncoder, kind: Kind) -> None:
     """Replaces all linear maps of the encoder's layers, in place; embeddings, attention and head stay as they are."""
     for module, name, activation in list(encoder.linear_maps()):
         setattr(module, name, kind(getattr(module, name), activation))
@@ -96,13 +124,15 @@ def _at_least_tiny(x: Tensor) -> Tensor:
 
 
 @functools.cache
-def works(kind: type[PackedLinear] | type[Int8Linear]) -> bool:
+def works(kind: Kind) -> bool:
     """Whether this torch and this processor compute such layers correctly, found by trying a small one.
 
     Only x86 is tried. On other processors torch uses other matrix products, which were not measured. In the small layer
     all weights, and all inputs but one, have the largest value, so that int8 sums would saturate if they could.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    if kind is BFloat16Linear and not _multiplies_bfloat16():
         return False
     linear = nn.Linear(64, 32, device="meta").to_empty(device="cpu")  # draws no random numbers
     with torch.inference_mode():
@@ -115,3 +145,9 @@ def works(kind: type[PackedLinear] | type[Int8Linear]) -> bool:
         except (AttributeError, RuntimeError, TypeError):  # the operator does not exist, or takes other arguments
             return False
         return torch.allclose(y, torch.full((3, 32), 63.5), rtol=1e-5)
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it: without, oneDNN takes several times as long as in float32."""
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(test is not None and test() for test in tests)

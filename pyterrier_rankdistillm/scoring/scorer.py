@@ -1,38 +1,47 @@
-"""Scores (query, text) pairs with an open checkpoint: device, precision, batches, out-of-memory back-off."""
+"""Scores (query, text) pairs with an open checkpoint: batches on their way to devices, and scores back.
+
+Texts are tokenised ahead in a thread, window by window; windows are cut into batches of pairs of similar length, which
+the threads of the devices pad, copy, launch and read (``devices``); the caller collects scores as they come.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import warnings
 import weakref
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice, pairwise
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import onednn
+from ..errors import PrecisionWarning
+from . import attention, onednn
+from .attention import Kernel, Packed
 from .batching import plan_batches
 from .checkpoint import Checkpoint
+from .devices import Device, Threads, float32_products, is_out_of_memory, resolve_devices, threads
 from .encoder import Batch, CrossEncoder, PairEncoder
 from .tokenizer import Pair, Tokens
 
 DType = Literal["float32", "bfloat16", "float16"]
-Precision = Literal[DType, "int8"]
+Precision = Literal[DType, "int8", "tf32"]
 
-# Measured on two CPU cores (benchmarks/README.md): larger batches do not fit in the cache, and with smaller ones small
-# encoders lose more to the overhead of calls than they save in padding. An accelerator needs far larger batches. 32,768
-# was not timed on one; by calculation it limits the activations of a base-size encoder to about 1 GB.
+# Measured (benchmarks/README.md): on CPU cores larger batches do not fit in the cache, and with smaller ones small
+# encoders lose more to the overhead of calls than they save in padding. An accelerator needs far larger batches.
 _DEFAULT_BATCH_TOKENS = {"cpu": 512}
 _ACCELERATOR_BATCH_TOKENS = 32_768
 
-_WINDOW = 16_384
-"""Number of pairs that are tokenised and sorted together. It limits memory, and lets the next window be tokenised
-while this one is encoded."""
+_FIRST_WINDOW, _WINDOW = 1_024, 16_384
+"""Number of pairs that are tokenised and sorted together: at first, so that devices need not wait long for the first
+batches, and at most, which limits memory. Windows double from the one to the other."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,92 @@ class Scored:
     doc_cuts: int
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What a device computes at a time.
+
+    Args:
+        rows: Positions of its pairs among all, shape (pairs,).
+        pairs: Its pairs.
+        batches: Positions, among its pairs, of the pairs of each batch.
+    """
+
+    rows: NDArray[np.int64]
+    pairs: list[Pair]
+    batches: list[NDArray[np.int64]]
+
+    @property
+    def largest(self) -> NDArray[np.int64]:
+        """Its batch of most pairs."""
+        return max(self.batches, key=len)
+
+    def longest(self, batch: NDArray[np.int64]) -> int:
+        """Tokens of a batch's longest pair."""
+        return max(len(self.pairs[i].ids) for i in batch)
+
+
+class Place:
+    """A device with an encoder on it.
+
+    Args:
+        device: The device.
+        encoder: The encoder, whose weights are there.
+        kernel: Attention for batches without padding; None: batches are padded.
+    """
+
+    def __init__(self, device: torch.device, encoder: PairEncoder, kernel: Kernel | None = None) -> None:
+        self.device = device
+        self.encoder = encoder
+        self.kernel = kernel
+
+    def scores(self, batches: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]) -> torch.Tensor:
+        """Launches some batches.
+
+        Args:
+            batches: Ids, types and mask of each, as ``PairTokenizer.pad`` gives them.
+
+        Returns:
+            float32 logits in the order of the batches, on the device, shape (pairs,).
+        """
+        if self.encoder.sees_lists:
+            return self.encoder.together([self._padded(*batch) for batch in batches])
+        if self.kernel is not None:
+            return torch.cat([self._packed(self.kernel, *batch) for batch in batches])
+        return torch.cat([self.encoder(*self._padded(*batch)) for batch in batches])
+
+    def read(self, scores: torch.Tensor) -> NDArray[np.float32]:
+        """Scores from the device, once they are computed there, whatever else it was given since."""
+        if self.device.type != "cuda":
+            return scores.float().cpu().numpy()
+        copied = torch.empty(scores.shape, pin_memory=True)
+        copied.copy_(scores, non_blocking=True)
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        done.synchronize()
+        return copied.numpy().copy()
+
+    def _padded(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
+        return self._copied(ids), self._copied(types), None if mask.all() else self._copied(mask)
+
+    def _packed(
+        self, kernel: Kernel, ids: NDArray[np.int64], types: NDArray[np.int64], mask: NDArray[np.bool_]
+    ) -> torch.Tensor:
+        lengths = mask.sum(axis=1)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        pair_of = np.repeat(np.arange(len(lengths)), lengths)
+        layout = Packed(self._copied(offsets), self._copied(pair_of), int(lengths.max()), kernel)
+        return self.encoder.packed(self._copied(ids[mask]), self._copied(types[mask]), layout)
+
+    def _copied(self, array: NDArray[np.generic]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
 class Scorer:
-    """Scores pairs on one device.
+    """Scores pairs on one device, or on several.
 
     A pair's score depends on the pair only. Up to float32 rounding (1e-5), it does not depend on the order or on the
     other pairs of its batch.
@@ -62,21 +155,28 @@ class Scorer:
         checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied, but
             for those of the layers on an x86 CPU: there they are rearranged, for speed. What is made of them is shared
             by all scorers of the same weights on the same device.
-        device: Torch device; default: CUDA where there is one, else the CPU. Apple's MPS only if named.
-        dtype: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"``: faster on a GPU, other scores (in the
-            second decimal); or ``"int8"``: linear layers in int8, for an x86 CPU, other scores (in the first decimal).
+        device: Torch device; default: CUDA where there is one, else the CPU. Apple's MPS only if named. Several, such
+            as ``["cuda:0", "cuda:1"]``: each batch goes to whichever is free.
+        dtype: ``"float32"``; ``"bfloat16"`` or ``"float16"`` for the layers, faster on a GPU (and bfloat16 on a CPU
+            that multiplies it), other scores (in the second decimal); ``"tf32"``: float32 with products of 10-bit
+            fractions, on a GPU; or ``"int8"``: linear layers in int8, for an x86 CPU, other scores (in the first
+            decimal). A half precision that a CPU does not gain from is computed in float32, with a
+            ``PrecisionWarning``.
         batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
 
+    Attributes:
+        precision: What is computed in: ``dtype``, or what ``precision_on`` says.
+
     Raises:
-        ValueError: torch does not know the device, it is not available, or it cannot compute in int8; or the encoder
-            scores the passages of a query together.
+        ValueError: torch does not know a device, it is not available, or it cannot compute in that precision; or the
+            encoder scores the passages of a query together.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         *,
-        device: str | torch.device | None = None,
+        device: Device = None,
         dtype: Precision = "float32",
         batch_tokens: int | None = None,
     ) -> None:
@@ -85,11 +185,30 @@ class Scorer:
             raise ValueError(
                 f"{type(self).__name__}: checkpoint must be of the other kind, got {checkpoint}. Use {own}."
             )
-        self.device = resolve_device(device)
-        self.encoder = _scoring_encoder(checkpoint, self.device, dtype)
+        self.places = [_place(checkpoint, one, dtype) for one in resolve_devices(device)]
         self.tokenizer = checkpoint.tokenizer
         self.dtype = dtype
-        self.batch_tokens = batch_tokens or _DEFAULT_BATCH_TOKENS.get(self.device.type, _ACCELERATOR_BATCH_TOKENS)
+        self.precision = precision_on([place.device for place in self.places], dtype)
+        if dtype in get_args(DType) and self.precision != dtype:
+            warnings.warn(
+                f"{type(self).__name__}: dtype={dtype!r} is computed in {self.precision} here: this CPU, or its torch, "
+                f"has no fast products in {dtype} (bfloat16 takes AMX or AVX512-BF16). Give dtype={self.precision!r}, "
+                f"or a GPU.",
+                PrecisionWarning,
+                stacklevel=2,
+            )
+        defaults = (_DEFAULT_BATCH_TOKENS.get(place.device.type, _ACCELERATOR_BATCH_TOKENS) for place in self.places)
+        self.batch_tokens = batch_tokens or min(defaults)
+
+    @property
+    def encoder(self) -> PairEncoder:
+        """The encoder on the first device."""
+        return self.places[0].encoder
+
+    @property
+    def devices(self) -> str:
+        """The names of the devices."""
+        return ", ".join(str(place.device) for place in self.places)
 
     def score(
         self, queries: Sequence[str], texts: Sequence[str], *, progress: Callable[[int], object] | None = None
@@ -109,26 +228,98 @@ class Scorer:
         )
         distinct = list(pair_of)
         repeats = np.bincount(inverse, minlength=len(distinct))
-        scores = np.empty(len(distinct), dtype=np.float32)
-        query_cuts = doc_cuts = 0
-        starts = range(0, len(distinct), _WINDOW)
-        windows = [distinct[start : start + _WINDOW] for start in starts]
-        for start, pairs in zip(starts, self._tokenised(windows), strict=True):
-            query_cuts += sum(pair.query_cut for pair in pairs)
-            doc_cuts += sum(pair.doc_cut for pair in pairs)
-            lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
-            pending = deque(plan_batches(lengths, self.batch_tokens))
-            while pending:
-                batch = pending.popleft()
-                values = self._forward_within_memory([pairs[i] for i in batch])
-                if values is None:  # plan the remaining pairs again, with the smaller batch size
-                    rest = np.concatenate([batch, *pending])
-                    pending = deque(rest[again] for again in plan_batches(lengths[rest], self.batch_tokens))
-                    continue
-                scores[start + batch] = values
+        scored = self._scored(_windows(distinct), len(distinct), len(distinct), progress, repeats)
+        return Scored(
+            scored.scores[inverse], *(getattr(scored, name) for name in ("distinct", "query_cuts", "doc_cuts"))
+        )
+
+    def _plan(self, lengths: NDArray[np.int64], lanes: int) -> list[list[NDArray[np.int64]]]:
+        """The batches of each task, for pairs of these lengths."""
+        # Enough batches for all cores, also where there are few pairs.
+        even = max(int(lengths.max()), math.ceil(int(lengths.sum()) / lanes))
+        return [[batch] for batch in plan_batches(lengths, min(self.batch_tokens, even))]
+
+    def _scored(
+        self,
+        windows: Iterable[list[tuple[str, str]]],
+        pairs: int,
+        tasks: int,
+        progress: Callable[[int], object] | None,
+        repeats: NDArray[np.int64] | None = None,
+    ) -> Scored:
+        """Scores the pairs of all windows.
+
+        Args:
+            windows: Pairs that are tokenised and planned together.
+            pairs: Their number.
+            tasks: Number of tasks that they can be split into.
+            progress: Called with the number of pairs of each task, each counted as often as ``repeats`` says.
+            repeats: One per pair; default: 1.
+        """
+        scores = np.empty(pairs, dtype=np.float32)
+        feeders = [threads(place.device, tasks) for place in self.places]
+        todo = _Tasks(self._tokenised(windows), self._plan, sum(feeder.number for feeder in feeders))
+        computed = self._computed(todo, list(zip(self.places, feeders, strict=True)))
+        with float32_products("tf32" if self.dtype == "tf32" else "ieee"), contextlib.closing(computed):
+            for rows, values in computed:
+                scores[rows] = values
                 if progress is not None:
-                    progress(int(repeats[start + batch].sum()))
-        return Scored(scores[inverse], len(distinct), query_cuts, doc_cuts)
+                    progress(len(rows) if repeats is None else int(repeats[rows].sum()))
+        return Scored(scores, pairs, todo.query_cuts, todo.doc_cuts)
+
+    def _computed(
+        self, todo: _Tasks, places: list[tuple[Place, Threads]]
+    ) -> Generator[tuple[NDArray[np.int64], NDArray[np.float32]], None, None]:
+        """Rows and their scores, in the order in which devices finish tasks."""
+        running: dict[Future[NDArray[np.float32] | _OutOfMemory], tuple[_Task, int, bool]] = {}
+        # Tasks that a device is given at a time: those that it computes, and as many that wait for it.
+        room = [1 if feeder.number == 1 else 2 * feeder.number for _, feeder in places]
+        try:
+            while True:
+                while True:
+                    given = Counter(number for _, number, _ in running.values())
+                    number = min(range(len(places)), key=lambda n: given[n] / room[n])
+                    if given[number] >= room[number] or (task := todo.take()) is None:
+                        break
+                    place, feeder = places[number]
+                    future = feeder.executor.submit(self._compute, place, task)
+                    running[future] = task, number, room[number] == 1
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task, number, alone = running.pop(future)
+                    values = future.result()
+                    if not isinstance(values, _OutOfMemory):
+                        yield task.rows, values
+                        continue
+                    device = places[number][0].device
+                    if len(task.largest) == 1 and alone:
+                        raise _no_room(device, task) from values.error
+                    if len(task.largest) == 1:
+                        room[number] = 1
+                    self._lower_budget(task)
+                    if device.type == "cuda":
+                        torch.cuda.empty_cache()
+                    todo.again(task)
+        finally:  # nothing computes on after an error, or an interrupt
+            for future in running:
+                future.cancel()
+            wait(running)
+
+    def _compute(self, place: Place, task: _Task) -> NDArray[np.float32] | _OutOfMemory:
+        """The scores of a task, in the order of its batches; runs in a thread of the device."""
+        try:
+            with torch.inference_mode():
+                return place.read(place.scores([self.tokenizer.pad([task.pairs[i] for i in b]) for b in task.batches]))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return _OutOfMemory(error.with_traceback(None))  # without what holds the failed batch's tensors
+
+    def _lower_budget(self, task: _Task) -> None:
+        """Halves what did not fit; several tasks of the same size halve it once."""
+        half = (len(task.largest) + 1) // 2 * task.longest(task.largest)
+        self.batch_tokens = min(self.batch_tokens, half)
 
     def _tokenised(self, windows: Iterable[list[tuple[str, str]]]) -> Iterator[list[Pair]]:
         """Windows of tokenised pairs. The next window is tokenised while this one is encoded."""
@@ -147,50 +338,6 @@ class Scorer:
         texts = list(dict.fromkeys(text for _, text in pairs))
         docs = dict(zip(texts, self.tokenizer.encode_docs(texts), strict=True))
         return [self.tokenizer.join(queries[query], docs[text]) for query, text in pairs]
-
-    def _forward_within_memory(self, *batches: list[Pair]) -> NDArray[np.float32] | None:
-        """The scores of some batches together; None if memory ran out and the batch size was halved."""
-        largest = max(batches, key=len)
-        longest = max(len(pair.ids) for pair in largest)
-        try:
-            with torch.inference_mode(), self._autocast():
-                scores = self._logits([self._batch(batch) for batch in batches])
-                return scores.float().cpu().numpy()
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if len(largest) == 1:
-                what, remedy = "a single pair", "or lower doc_length"
-                if len(batches) > 1:
-                    what = f"a list of {len(batches)} passages, the longest"
-                    remedy = "lower doc_length, or re-rank fewer documents per query"
-                raise MemoryError(
-                    f"Out of memory on {self.device} with {what} of {longest} tokens. Free memory, choose another "
-                    f"device, {remedy}."
-                ) from error
-        # After the handler, so that nothing refers to the failed batch's tensors any more.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.batch_tokens = (len(largest) + 1) // 2 * longest
-        return None
-
-    def _logits(self, batches: list[Batch]) -> torch.Tensor:
-        return torch.cat([self.encoder(*batch) for batch in batches])
-
-    def _batch(self, pairs: list[Pair]) -> Batch:
-        ids, types, mask = self.tokenizer.pad(pairs)
-        return self._to_device(ids), self._to_device(types), None if mask.all() else self._to_device(mask)
-
-    def _to_device(self, array: NDArray[np.generic]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.dtype in ("float32", "int8"):
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
 
 
 class ListScorer(Scorer):
@@ -217,30 +364,88 @@ class ListScorer(Scorer):
         Returns:
             Scores in the order of the lists, one list after another, shape (passages,).
         """
-        scores = [np.empty(0, dtype=np.float32)]
-        query_cuts = doc_cuts = 0
         windows = ([(query, text) for text in texts] for query, texts in zip(queries, lists, strict=True))
-        for pairs in self._tokenised(windows):
-            query_cuts += sum(pair.query_cut for pair in pairs)
-            doc_cuts += sum(pair.doc_cut for pair in pairs)
-            scores.append(self._score_list(pairs))
-            if progress is not None:
-                progress(len(pairs))
-        joined = np.concatenate(scores)
-        return Scored(joined, len(joined), query_cuts, doc_cuts)
+        return self._scored(windows, sum(map(len, lists)), len(lists), progress)
 
-    def _logits(self, batches: list[Batch]) -> torch.Tensor:
-        return self.encoder.together(batches)
+    def _plan(self, lengths: NDArray[np.int64], lanes: int) -> list[list[NDArray[np.int64]]]:  # noqa: ARG002
+        """One task: a list, whose batches are computed together."""
+        return [plan_batches(lengths, self.batch_tokens)]
 
-    def _score_list(self, pairs: list[Pair]) -> NDArray[np.float32]:
+
+class _Tasks:
+    """The tasks of all windows, planned when they are asked for.
+
+    Args:
+        windows: Tokenised pairs.
+        plan: The batches of each task, for pairs of given lengths and a number of lanes.
+        lanes: Number of tasks that are computed at the same time.
+
+    Attributes:
+        query_cuts: Number of pairs so far whose query was truncated.
+        doc_cuts: Number of pairs so far whose text was truncated.
+    """
+
+    def __init__(
+        self,
+        windows: Iterator[list[Pair]],
+        plan: Callable[[NDArray[np.int64], int], list[list[NDArray[np.int64]]]],
+        lanes: int,
+    ) -> None:
+        self.windows, self.plan, self.lanes = windows, plan, lanes
+        self.query_cuts = self.doc_cuts = 0
+        self._pairs = 0
+        self._waiting: deque[_Task] = deque()
+
+    def take(self) -> _Task | None:
+        """The next task; None: there are no more."""
+        while not self._waiting:
+            pairs = next(self.windows, None)
+            if pairs is None:
+                return None
+            self.query_cuts += sum(pair.query_cut for pair in pairs)
+            self.doc_cuts += sum(pair.doc_cut for pair in pairs)
+            self._add(np.arange(self._pairs, self._pairs + len(pairs)), pairs)
+            self._pairs += len(pairs)
+        return self._waiting.popleft()
+
+    def again(self, task: _Task) -> None:
+        """Plans a task again that did not fit, and those that wait, since batches are smaller now."""
+        tasks = [task, *self._waiting]
+        self._waiting.clear()
+        self._add(np.concatenate([one.rows for one in tasks]), [pair for one in tasks for pair in one.pairs])
+
+    def _add(self, rows: NDArray[np.int64], pairs: list[Pair]) -> None:
         lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
-        values = None
-        while values is None:
-            plan = plan_batches(lengths, self.batch_tokens)
-            values = self._forward_within_memory(*([pairs[row] for row in rows] for rows in plan))
-        scores = np.empty_like(values)
-        scores[np.concatenate(plan)] = values
-        return scores
+        for batches in self.plan(lengths, self.lanes) if pairs else ():
+            members = np.concatenate(batches)
+            starts = np.cumsum([0, *map(len, batches)])
+            own = [np.arange(start, stop) for start, stop in pairwise(starts)]
+            self._waiting.append(_Task(rows[members], [pairs[i] for i in members], own))
+
+
+@dataclass(frozen=True)
+class _OutOfMemory:
+    """What a task that did not fit returns instead of scores."""
+
+    error: BaseException
+
+
+def _no_room(device: torch.device, task: _Task) -> MemoryError:
+    longest = max(task.longest(batch) for batch in task.batches)
+    what, remedy = "a single pair", "or lower doc_length"
+    if len(task.batches) > 1:
+        what = f"a list of {len(task.batches)} passages, the longest"
+        remedy = "lower doc_length, or re-rank fewer documents per query"
+    return MemoryError(
+        f"Out of memory on {device} with {what} of {longest} tokens. Free memory, choose another device, {remedy}."
+    )
+
+
+def _windows(pairs: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    rest, size = iter(pairs), min(_FIRST_WINDOW, _WINDOW)
+    while window := list(islice(rest, size)):
+        yield window
+        size = min(2 * size, _WINDOW)
 
 
 _TWINS: weakref.WeakKeyDictionary[PairEncoder, weakref.WeakValueDictionary[Hashable, PairEncoder]]
@@ -249,71 +454,79 @@ _TWINS = weakref.WeakKeyDictionary()
 _TWINS_LOCK = threading.Lock()
 
 
+def _place(checkpoint: Checkpoint, device: torch.device, dtype: Precision) -> Place:
+    encoder = _scoring_encoder(checkpoint, device, dtype)
+    kernel = None
+    if isinstance(encoder, CrossEncoder) and encoder.packs:
+        half = getattr(torch, dtype) if dtype in ("bfloat16", "float16") else torch.float32
+        head_size = encoder.config.hidden_size // encoder.config.num_attention_heads
+        kernel = attention.kernel(device, half, head_size)
+    return Place(device, encoder, kernel)
+
+
 def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precision) -> PairEncoder:
+    if dtype == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise ValueError(
+            f"Scorer: dtype must be float32, bfloat16, float16 or int8 on {device} here, got 'tf32'. TF32 needs an "
+            f"NVIDIA GPU of capability 8.0 or later; use 'float32'."
+        )
     if dtype == "int8" and not (device.type == "cpu" and onednn.works(onednn.Int8Linear)):
         raise ValueError(
             f"Scorer: dtype must be float32, bfloat16 or float16 on {device} here, got 'int8'. int8 needs an x86 CPU "
             f"and a torch whose oneDNN computes it right; use 'float32', or 'bfloat16' on a GPU."
         )
-    kind: type[onednn.PackedLinear] | type[onednn.Int8Linear] | None = None
-    if dtype == "int8":
-        kind = onednn.Int8Linear
-    elif dtype == "float32" and device.type == "cpu" and onednn.works(onednn.PackedLinear):
-        kind = onednn.PackedLinear
+    kind = onednn.kind_of(dtype) if device.type == "cpu" else None
+    half = getattr(torch, dtype) if device.type != "cpu" and dtype in ("bfloat16", "float16") else None
     encoder = checkpoint.encoder
     weights = list(encoder.parameters())
     if encoder.training or any(weight.requires_grad or weight.is_inference() for weight in weights):
-        return _made(encoder, device, kind)  # weights that change: what is made of them now is of no use later
+        return _made(encoder, device, kind, half)  # weights that change: what is made of them now is of no use later
     # The versions tell weights that were written to since then.
-    key = (device, kind, tuple((weight.data_ptr(), weight._version) for weight in weights))
+    key = (device, kind, half, tuple((weight.data_ptr(), weight._version) for weight in weights))
     with _TWINS_LOCK:
         twins = _TWINS.setdefault(encoder, weakref.WeakValueDictionary())
         twin = twins.get(key)
         if twin is None:
-            twin = twins[key] = _made(encoder, device, kind)
+            twin = twins[key] = _made(encoder, device, kind, half)
     return twin
 
 
 def _made(
-    encoder: PairEncoder, device: torch.device, kind: type[onednn.PackedLinear] | type[onednn.Int8Linear] | None
+    encoder: PairEncoder, device: torch.device, kind: onednn.Kind | None, half: torch.dtype | None
 ) -> PairEncoder:
     twin = encoder.on(device)
+    if half is not None:
+        twin.compute_in(half)
     if kind is not None:
         onednn.replace_linears(twin, kind)
-    if kind is onednn.PackedLinear and not isinstance(twin, CrossEncoder) and not _agree(twin, encoder.on(device)):
+    near = 1e-3 if kind is onednn.PackedLinear else 0.1
+    floats = kind in (onednn.PackedLinear, onednn.BFloat16Linear)
+    if floats and not isinstance(twin, CrossEncoder) and not _agree(twin, encoder.on(device), near):
         return encoder.on(device)  # a module of transformers that reads its linear maps' weights itself
     return twin
 
 
-def _agree(packed: PairEncoder, plain: PairEncoder) -> bool:
-    """Whether packed layers change nothing, found by trying."""
+def _agree(packed: PairEncoder, plain: PairEncoder, near: float) -> bool:
+    """Whether packed layers change scores by no more than rounding does, found by trying."""
     ids = torch.arange(16).reshape(2, 8) % packed.vocab_size
     with torch.inference_mode():
         try:
             scores = packed(ids, torch.zeros_like(ids))
         except (AttributeError, RuntimeError, TypeError):
             return False
-        return torch.allclose(scores, plain(ids, torch.zeros_like(ids)), rtol=1e-3, atol=1e-3)
+        return torch.allclose(scores, plain(ids, torch.zeros_like(ids)), rtol=near, atol=near)
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device to score on: CUDA if available, else the CPU; MPS on request only.
+def precision_on(devices: Sequence[torch.device], dtype: Precision) -> str:
+    """The precision that devices compute in where ``dtype`` is asked for.
 
     Raises:
-        ValueError: torch does not know the device, or it is not available.
+        ValueError: They differ.
     """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
-        raise ValueError(f"device must be one that torch finds here, got {str(device)!r}: {error}") from error
-    return resolved
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    message = str(error).lower()  # the CPU's and MPS's allocators raise plain RuntimeErrors
-    return "out of memory" in message or "can't allocate memory" in message or "not enough memory" in message
+    found = {onednn.computed_in(dtype) if device.type == "cpu" else dtype for device in devices}
+    if len(found) > 1:
+        raise ValueError(
+            f"device must be devices that compute alike, got {', '.join(map(str, devices))}, of which the CPU has no "
+            f"fast {dtype}. Name GPUs only, or use dtype='float32'."
+        )
+    return found.pop()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .attention import Padded
 from .encoder import Batch, CrossEncoder, EncoderConfig, HeadKind
 
 BACKBONES = ("electra", "bert")
@@ -50,6 +51,7 @@ class SetEncoder(CrossEncoder):
     """
 
     sees_lists: ClassVar[bool] = True
+    packs: ClassVar[bool] = False  # what is seen beside a passage's own tokens takes a mask
 
     def __init__(
         self, config: EncoderConfig, head: HeadKind = "linear", *settings: Any, interaction: Interaction, **named: Any
@@ -97,16 +99,18 @@ class SetEncoder(CrossEncoder):
 
         At any time it holds the hidden states of the list, and the inside of one layer for one batch.
         """
-        masks = [None if mask is None else mask.bool() for _, _, mask in batches]
-        hidden = [self._embedded(ids, types) for ids, types, _ in batches]  # (B, T, H) each
+        layouts = [Padded(None if mask is None else mask.bool()) for _, _, mask in batches]
+        hidden = [
+            self._embedded(ids, types, layout) for (ids, types, _), layout in zip(batches, layouts, strict=True)
+        ]  # (B, T, H) each
         place, size = self.interaction.position, sum(map(len, hidden))
-        seen = [_seen(states, mask, place, size) for states, mask in zip(hidden, masks, strict=True)]
+        seen = [_seen(states, layout.mask, place, size) for states, layout in zip(hidden, layouts, strict=True)]
         for layer in cast(Iterable[Any], self.encoder.layer):
             vectors = torch.cat([states[:, place] for states in hidden])  # (N, H)
             others = layer.attention.self.keys_values(vectors[None])
-            for number, states in enumerate(hidden):
-                hidden[number] = self.encoder.through(layer, states, seen[number], others)
-        return torch.cat([self._scored(states, mask) for states, mask in zip(hidden, masks, strict=True)])
+            for number, (states, layout) in enumerate(zip(hidden, layouts, strict=True)):
+                hidden[number] = self.encoder.through(layer, states, Padded(layout.mask, seen[number], others))
+        return torch.cat([self._scored(states, layout) for states, layout in zip(hidden, layouts, strict=True)])
 
     @property
     def _settings(self) -> dict[str, Any]:

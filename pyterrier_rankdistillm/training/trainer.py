@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,6 +89,7 @@ class ListwiseTrainer(Trainer):
         self.pad = tokenizer.pad
         self.encoder = encoder
         self.validate = validate
+        self.ahead = _Ahead()
         encoder.recompute_layers(settings.gradient_checkpointing)
         args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None, resumed=resumed)
         super().__init__(
@@ -111,6 +113,13 @@ class ListwiseTrainer(Trainer):
         for callback in callbacks:
             self.add_callback(callback)
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Trains; see ``transformers.Trainer.train``."""
+        try:
+            return super().train(*args, **options)
+        finally:
+            self.ahead.close()
+
     # --- where the recipe differs from the Trainer's defaults ---
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
@@ -133,7 +142,7 @@ class ListwiseTrainer(Trainer):
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """The parts of a step on this process, and the number of lists of the step over all processes."""
-        parts = list(islice(epoch_iterator, num_batches))
+        parts = self.ahead.take(epoch_iterator, num_batches)
         lists = torch.tensor(sum(len(part["lists"]) for part in parts), device=device)
         return parts, self.accelerator.gather(lists).sum()
 
@@ -198,17 +207,16 @@ class ListwiseTrainer(Trainer):
 
     def _loss(self, scores: Tensor, group: list[TrainingList]) -> Tensor:
         """The sum of the lists' losses; scores in the order of their pairs, shape (pairs,)."""
-        sizes = [len(one.pairs) for one in group]
-        mask = torch.arange(max(sizes), device=scores.device) < torch.tensor(sizes, device=scores.device)[:, None]
-
-        def padded(values: Tensor) -> Tensor:  # (pairs,) -> (lists, longest)
-            return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
-
-        targets = {
-            kind: padded(torch.from_numpy(np.concatenate([one.targets[kind] for one in group])).to(scores.device))
-            for kind in group[0].targets
-        }
-        return self.losses(padded(scores.float()), targets, mask).sum()
+        sizes = np.array([len(one.pairs) for one in group])
+        real = np.arange(sizes.max()) < sizes[:, None]  # (lists, longest)
+        targets = {}
+        for kind in group[0].targets:
+            padded = np.zeros(real.shape, dtype=np.float32)
+            padded[real] = np.concatenate([one.targets[kind] for one in group])
+            targets[kind] = self._to_device(padded)
+        mask = self._to_device(real)
+        by_list = torch.zeros(mask.shape, device=scores.device).masked_scatter(mask, scores.float())
+        return self.losses(by_list, targets, mask).sum()
 
     def _batches(self, pairs: list[Pair]) -> tuple[list[Batch], Tensor]:
         """Batches of pairs of similar length, and the position of each pair's score in their concatenation."""
@@ -220,10 +228,13 @@ class ListwiseTrainer(Trainer):
             batches.append(
                 (self._to_device(ids), self._to_device(types), None if mask.all() else self._to_device(mask))
             )
-        return batches, torch.from_numpy(np.argsort(np.concatenate(plan), kind="stable")).to(self.args.device)
+        return batches, self._to_device(np.argsort(np.concatenate(plan), kind="stable"))
 
     def _to_device(self, array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.args.device, non_blocking=True)
+        tensor = torch.from_numpy(array)
+        if self.args.device.type == "cuda":
+            return tensor.pin_memory().to(self.args.device, non_blocking=True)  # nothing waits for pinned memory
+        return tensor.to(self.args.device)
 
     # --- validation ---
 
@@ -365,6 +376,46 @@ def tokens_of(group: Sequence[TrainingList]) -> int:
 
 def _as_batch(lists: list[TrainingList]) -> dict[str, list[TrainingList]]:
     return {"lists": lists}
+
+
+class _Ahead:
+    """Draws, fetches and tokenises the lists of the next step in a thread, while this step is computed.
+
+    What is drawn depends on the place in the training only, so nothing changes by it.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._parts: deque[Future[dict[str, Any] | None]] = deque()
+
+    def take(self, iterator: Iterator[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+        """The next parts of a data loader, at most ``number``; as many more are begun."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="lists")
+        if self._iterator is not iterator:
+            self._iterator = iterator
+            self._parts.clear()
+        self._begin(number - len(self._parts))
+        parts = [self._parts.popleft().result() for _ in range(number)]
+        self._begin(number - len(self._parts))
+        return [part for part in parts if part is not None]
+
+    def close(self) -> None:
+        """Ends the thread; what it has begun is thrown away."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = self._iterator = None
+        self._parts.clear()
+
+    def _begin(self, number: int) -> None:
+        assert self._pool is not None
+        assert self._iterator is not None
+        self._parts.extend(self._pool.submit(_next, self._iterator) for _ in range(number))
+
+
+def _next(iterator: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+    return next(iterator, None)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -268,6 +270,60 @@ def test_no_second_pass_is_paid_where_a_list_fits(
     too_large = [len(one.pairs) for one in lists if tokens_of([one]) == largest]
     assert sum(number for number, with_gradients in forwards if not with_gradients) == sum(too_large)
     assert sum(number for number, with_gradients in forwards if with_gradients) == sum(pairs)
+
+
+def test_lists_are_prepared_while_the_step_before_is_computed(
+    student: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, threads, seen = [], set(), []
+    get = Lists.__getitems__
+
+    def noted(self: Lists, indices: Any) -> Any:
+        lists = get(self, indices)
+        prepared.extend(indices)
+        threads.add(threading.get_ident())
+        return lists
+
+    class Step(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            limit = time.monotonic() + 10
+            while len(prepared) < min(2 * (len(seen) + 2), 8) and time.monotonic() < limit:
+                time.sleep(0.005)  # until the next step's lists are there
+            seen.append(len(prepared))
+
+    monkeypatch.setattr(Lists, "__getitems__", noted)
+    made = trainer_of(student, tmp_path, steps=4, batch_size=2)
+    made.add_callback(Step())
+    with quiet():
+        made.train()
+    assert len(seen) == 4
+    assert all(there >= min(2 * (step + 2), 8) for step, there in enumerate(seen))
+    assert prepared == list(range(8))
+    assert threads != {threading.get_ident()}
+    assert len(threads) == 1
+
+
+def test_an_error_of_the_lists_ends_the_training_where_they_are_needed(
+    student: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, steps = Lists.__getitems__, []
+
+    def broken(self: Lists, indices: Any) -> Any:
+        if 4 in indices:
+            raise LookupError("no such text")
+        return get(self, indices)
+
+    class Step(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            steps.append(1)
+
+    monkeypatch.setattr(Lists, "__getitems__", broken)
+    made = trainer_of(student, tmp_path, steps=4, batch_size=2)
+    made.add_callback(Step())
+    with quiet(), pytest.raises(LookupError, match="no such text"):
+        made.train()
+    assert len(steps) in (1, 2)  # accelerate looks one part ahead
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lists")]
 
 
 def test_groups_within(student: Checkpoint, tmp_path: Path) -> None:

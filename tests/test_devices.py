@@ -1,0 +1,325 @@
+"""Where batches are computed: several devices, threads, precision, and a device that never waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from pyterrier_rankdistillm import Checkpoint, MonoElectra
+from pyterrier_rankdistillm.reranker import TruncationWarning
+from pyterrier_rankdistillm.scoring import devices
+from pyterrier_rankdistillm.scoring import scorer as module
+from pyterrier_rankdistillm.scoring.scorer import ListScorer, Scorer
+
+PAIRS = [(query, f"the cat sat on the mat {n} " * (n % 5 + 1)) for query in ("cat", "why rain") for n in range(24)]
+QUERIES, TEXTS = [query for query, _ in PAIRS], [text for _, text in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def opened(model: tiny.Tiny) -> Checkpoint:
+    return Checkpoint.open(model.folder)
+
+
+@pytest.fixture(scope="module")
+def expected(model: tiny.Tiny) -> np.ndarray[Any, Any]:
+    return np.array([model.score(query, text) for query, text in PAIRS], dtype=np.float32)
+
+
+@pytest.fixture
+def three_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(devices, "cores", lambda: 3)
+    monkeypatch.setattr(devices, "_POOLS", {})
+    yield
+    for pool in devices._POOLS.values():
+        pool.shutdown()
+
+
+# --- cores ---
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_cores_take_batches_of_their_own(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:
+    scorer = Scorer(opened, device="cpu", batch_tokens=60)
+    (place,) = scorer.places
+    encoder, seen, all_at_once = place.encoder, set(), threading.Barrier(3, timeout=20)
+
+    def noted(*batch: Any) -> torch.Tensor:
+        if threading.get_ident() not in {thread for thread, _ in seen}:
+            seen.add((threading.get_ident(), torch.get_num_threads()))
+            all_at_once.wait()
+        return encoder(*batch)
+
+    noted.sees_lists = False  # type: ignore[attr-defined]
+    place.encoder = noted  # type: ignore[assignment]
+    np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
+    assert len(seen) == 3
+    assert {threads for _, threads in seen} == {1}
+    assert threading.get_ident() not in {thread for thread, _ in seen}
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_threads_that_start_later_have_the_callers_number_of_torch_threads(opened: Checkpoint) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        Scorer(opened, device="cpu", batch_tokens=60).score(QUERIES, TEXTS)
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_few_pairs_are_computed_by_all_cores_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cores", lambda: 3)
+    assert devices.threads(torch.device("cpu"), 2) is devices.HERE
+    monkeypatch.setattr(devices, "cores", lambda: 1)
+    assert devices.threads(torch.device("cpu"), 100) is devices.HERE
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_few_pairs_are_spread_over_cores(opened: Checkpoint) -> None:
+    scorer = Scorer(opened, device="cpu", batch_tokens=10_000)
+    told: list[int] = []
+    scorer.score(["cat"] * 6, [f"sun {letter}" for letter in "abcdef"], progress=told.append)
+    assert told == [2, 2, 2]
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_concurrent_calls_share_the_cores(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:
+    scorer = Scorer(opened, device="cpu", batch_tokens=60)
+    with ThreadPoolExecutor(4) as callers:
+        results = list(callers.map(lambda _: scorer.score(QUERIES, TEXTS).scores, range(8)))
+    for scores in results:
+        np.testing.assert_array_equal(scores, results[0])
+    np.testing.assert_allclose(results[0], expected, rtol=0, atol=1e-5)
+    assert len(devices._POOLS) == 1
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_lists_go_to_cores_too() -> None:
+    import test_set_encoder
+
+    opened = Checkpoint.open(test_set_encoder.FIXTURE / "with-token")
+    lists = [[f"the cat sat {n}" for n in range(size)] for size in (3, 5, 2, 4)]
+    queries = ["cat", "sun", "rain", "moon"]
+    together = ListScorer(opened, device="cpu", batch_tokens=30).score_lists(queries, lists)
+    alone = [
+        ListScorer(opened, device="cpu").score_lists([query], [texts]).scores
+        for query, texts in zip(queries, lists, strict=True)
+    ]
+    np.testing.assert_allclose(together.scores, np.concatenate(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_an_error_ends_what_other_cores_compute(opened: Checkpoint) -> None:
+    scorer = Scorer(opened, device="cpu", batch_tokens=30)
+    (place,) = scorer.places
+    encoder, calls, running = place.encoder, iter(range(1000)), []
+
+    def failing(*batch: Any) -> torch.Tensor:
+        running.append(1)
+        try:
+            if next(calls) == 4:
+                raise LookupError("the fifth batch")
+            time.sleep(0.01)
+            return encoder(*batch)
+        finally:
+            running.pop()
+
+    failing.sees_lists = False  # type: ignore[attr-defined]
+    place.encoder = failing  # type: ignore[assignment]
+    with pytest.raises(LookupError, match="the fifth batch"):
+        scorer.score(QUERIES, TEXTS)
+    assert not running
+    assert next(calls) < 15  # of 24 batches
+
+
+# --- several devices ---
+
+
+def test_several_devices_give_equal_scores_and_all_work(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:
+    scorer = Scorer(opened, device=["cpu", "cpu"], batch_tokens=60)
+    counts = [0, 0]
+    for number, place in enumerate(scorer.places):
+
+        def counting(*batch: Any, number: int = number, encoder: Any = place.encoder) -> torch.Tensor:
+            counts[number] += 1
+            return encoder(*batch)
+
+        counting.sees_lists = False  # type: ignore[attr-defined]
+        place.encoder = counting  # type: ignore[assignment]
+    np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
+    assert min(counts) > 2
+    assert scorer.devices == "cpu, cpu"
+
+
+def test_several_devices_of_a_re_ranker(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:
+    reranker = MonoElectra(opened, device=["cpu", "cpu"])
+    with pytest.warns(TruncationWarning):
+        out = reranker.rank("cat", TEXTS[:24]).sort_values("docno")
+    np.testing.assert_allclose(out["score"], expected[:24], rtol=0, atol=1e-5)
+    assert "device=['cpu', 'cpu']" in repr(reranker)
+    with pytest.raises(ValueError, match=r"device must be one that torch finds here, got 'warp'"):
+        MonoElectra(opened, device=["cpu", "warp"]).rank("cat", ["sun"])
+    with pytest.raises(ValueError, match=r"device must be a device or several, got \[\]"):
+        MonoElectra(opened, device=[]).rank("cat", ["sun"])
+
+
+def test_a_device_has_the_next_batch_before_the_last_one_is_read(
+    opened: Checkpoint, expected: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU computes in order what it is given, so it never waits if a batch is launched before the last is done."""
+    scorer = Scorer(opened, device="cpu", batch_tokens=60)
+    (place,) = scorer.places
+    batches = len(
+        scorer._plan(np.array([len(pair.ids) for pair in scorer._tokenise(list(dict.fromkeys(PAIRS)), {})]), 1)
+    )
+    launched: list[int] = []
+    given = threading.Condition()
+    encoder = place.encoder
+
+    def launch(*batch: Any) -> torch.Tensor:
+        scores = encoder(*batch)
+        with given:
+            launched.append(len(scores))
+            given.notify_all()
+        return scores
+
+    launch.sees_lists = False  # type: ignore[attr-defined]
+    reads = iter(range(1, batches + 1))
+
+    def read(scores: torch.Tensor) -> np.ndarray[Any, Any]:
+        with given:
+            needed = min(next(reads) + 1, batches)
+            assert given.wait_for(lambda: len(launched) >= needed, timeout=20), "the device waits"
+        return scores.numpy()
+
+    monkeypatch.setattr(place, "encoder", launch)
+    monkeypatch.setattr(place, "read", read)
+    gpu = devices.Threads(ThreadPoolExecutor(2), 2)
+    monkeypatch.setattr(module, "threads", lambda *_: gpu)
+    np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
+    assert len(launched) == batches > 10
+    gpu.executor.shutdown()
+
+
+def test_the_first_window_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FIRST_WINDOW", 4)
+    monkeypatch.setattr(module, "_WINDOW", 16)
+    assert [len(window) for window in module._windows(PAIRS)] == [4, 8, 16, 16, 4]
+
+
+# --- memory ---
+
+ALLOCATION = [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "HIP out of memory. Tried to allocate 20.00 GiB",
+    "std::bad_alloc",
+]
+
+
+@pytest.mark.parametrize("text", ALLOCATION)
+def test_failed_allocations_are_out_of_memory(text: str) -> None:
+    assert devices.is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize("text", ["CUDA error: device-side assert triggered", "CUBLAS_STATUS_EXECUTION_FAILED"])
+def test_other_errors_are_not(text: str) -> None:
+    assert not devices.is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_a_pair_that_only_fits_alone_is_computed_alone(opened: Checkpoint, expected: np.ndarray[Any, Any]) -> None:
+    scorer = Scorer(opened, device="cpu", batch_tokens=1)
+    (place,) = scorer.places
+    encoder, room = place.encoder, threading.Semaphore(1)
+
+    def crowded(*batch: Any) -> torch.Tensor:
+        if not room.acquire(blocking=False):
+            raise torch.OutOfMemoryError("out of memory")
+        try:
+            time.sleep(0.002)
+            return encoder(*batch)
+        finally:
+            room.release()
+
+    crowded.sees_lists = False  # type: ignore[attr-defined]
+    place.encoder = crowded  # type: ignore[assignment]
+    np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
+
+
+# --- precision ---
+
+
+def test_float32_is_float32_whatever_the_program_set() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with devices.float32_products("ieee"):
+            assert not allows_tf32()
+            with devices.float32_products("ieee"):
+                assert not allows_tf32()
+        assert allows_tf32()
+        torch.set_float32_matmul_precision("highest")
+        with devices.float32_products("tf32"):
+            assert allows_tf32()
+        assert not allows_tf32()
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def allows_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+
+
+def test_scorers_of_different_precision_take_turns() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def use(precision: Any) -> None:
+        with devices.float32_products(precision):
+            time.sleep(0.01)
+            seen.append((precision, allows_tf32()))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, ["ieee", "tf32"] * 4))
+    assert len(seen) == 8
+    assert all(found == (precision == "tf32") for precision, found in seen)
+
+
+def test_tf32_needs_a_gpu(opened: Checkpoint) -> None:
+    with pytest.raises(ValueError, match=r"dtype must be float32, .* on cpu here, got 'tf32'\. .* use 'float32'"):
+        Scorer(opened, device="cpu", dtype="tf32")
+
+
+@pytest.mark.parametrize("name", ["electra", "roberta", "modernbert-cls", "deberta-v2", "albert"])
+def test_half_precision_casts_the_layers_once_and_keeps_the_rest(name: str, tmp_path: Path) -> None:
+    opened = Checkpoint.open(families.make(tmp_path / "model", name))
+    whole = Scorer(opened, device="cpu")
+    half = opened.encoder.on(torch.device("cpu"))
+    half.compute_in(torch.bfloat16)
+    linear = {id(getattr(m, n)) for m, n, _ in half.linear_maps()}
+    for module_name, part in half.named_modules():
+        for parameter_name, parameter in part.named_parameters(recurse=False):
+            expected = torch.bfloat16 if id(part) in linear else torch.float32
+            assert parameter.dtype == expected, f"{module_name}.{parameter_name}"
+    ids, types, mask = (torch.from_numpy(x) for x in whole.tokenizer.pad(whole._tokenise(families.PAIRS[:12], {})))
+    with torch.inference_mode():
+        scores, near = half(ids, types, mask), whole.encoder(ids, types, mask)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, near, rtol=0, atol=0.1)
+    assert len(scores.unique()) == len(near.unique())  # the head does not collapse close scores
+    assert all(weight.dtype == torch.float32 for weight in opened.encoder.parameters())
