@@ -290,7 +290,7 @@ def _identity_of(path: Path) -> dict[str, Any]:
         identity = json.loads((path / RECORD).read_text(encoding="utf-8"))["models"]["reranker"]
         missing = {"model", "revision", "pair_length", "weights", *_SETTINGS} - set(identity)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataFileError(f"ScoreCache.load: {path / RECORD} is no record of a score cache.") from error
+        raise DataFileError(f"ScoreCache.load: {path / RECORD} is not the record of a score cache.") from error
     if missing:
         raise DataFileError(f"ScoreCache.load: {path / RECORD} does not say {', '.join(sorted(missing))}.")
     return dict(identity)

@@ -390,7 +390,7 @@ def test_what_is_not_a_system(system: Any, error: type[Exception], what: str) ->
         ({"name": "trec-dl-2021"}, "name must be one of trec-dl-2019, .*, got 'trec-dl-2021'"),
         ({"first_stage": {}}, "first_stage must not be empty"),
         ({"first_stage": {"trec-dl-2019": RUN, "bm25": RUN}}, r"got \['bm25'\] beside tasks"),
-        ({"first_stage": {"bm25": {"trec-dl-2020": RUN}}}, "'trec-dl-2020', which is no task of trec-dl-2019"),
+        ({"first_stage": {"bm25": {"trec-dl-2020": RUN}}}, "'trec-dl-2020', which is not a task of trec-dl-2019"),
         (
             {"first_stage": RUN.drop(columns="docno")},
             "first_stage must have the columns qid, docno, and rank or score",
