@@ -1,4 +1,4 @@
-"""Builds the pages of pyterrier_rankdistillm/pt_docs by themselves (scripts/docs); PyTerrier's site has its own."""
+"""Builds the pages of pyterrier_rankdistillm/pt_docs and the notebooks (scripts/docs); PyTerrier's site has its own."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ author = "The pyterrier_rankdistillm contributors"
 copyright = author  # noqa: A001  # Sphinx's name
 release = __version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "myst_nb"]
+nb_execution_mode = "off"  # scripts/notebooks runs them
 copybutton_exclude = ".linenos, .gp, .go"  # prompts and outputs
 copybutton_selector = "div:not(.highlight-text) > div.highlight > pre"  # what blocks of text hold is output
 autodoc_typehints = "description"
