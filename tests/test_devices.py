@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -199,19 +199,24 @@ def test_a_device_has_the_next_batch_before_the_last_one_is_read(
     launch.sees_lists = False  # type: ignore[attr-defined]
     reads = iter(range(1, batches + 1))
 
-    def read(scores: torch.Tensor) -> np.ndarray[Any, Any]:
-        with given:
-            needed = min(next(reads) + 1, batches)
-            assert given.wait_for(lambda: len(launched) >= needed, timeout=20), "the device waits"
-        return scores.numpy()
+    def read(scores: torch.Tensor) -> Callable[[], np.ndarray[Any, Any]]:
+        def wait_for() -> np.ndarray[Any, Any]:
+            with given:
+                needed = min(next(reads) + 1, batches)
+                assert given.wait_for(lambda: len(launched) >= needed, timeout=20), "the device waits"
+            return scores.numpy()
+
+        return wait_for
 
     monkeypatch.setattr(place, "encoder", launch)
     monkeypatch.setattr(place, "read", read)
-    gpu = devices.Threads(ThreadPoolExecutor(2), 2)
+    gpu = devices.Threads(ThreadPoolExecutor(1), ThreadPoolExecutor(1), number=1, ahead=3)
     monkeypatch.setattr(module, "threads", lambda *_: gpu)
     np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
     assert len(launched) == batches > 10
-    gpu.executor.shutdown()
+    assert gpu.reading is not None
+    for pool in (gpu.launching, gpu.reading):
+        pool.shutdown()
 
 
 def test_the_first_window_is_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ Device = str | torch.device | Sequence[str | torch.device] | None
 """What users give: one device, several, or None."""
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -53,12 +54,23 @@ class Threads:
     """Threads that compute on a device.
 
     Args:
-        executor: Takes what is to be computed.
-        number: How many of its tasks are computed at the same time.
+        launching: Takes what is to be computed.
+        reading: Waits for what was launched; None: the thread that launched it does.
+        number: How many tasks are computed at the same time.
+        ahead: How many tasks are given to the device at a time.
     """
 
-    executor: Executor
+    launching: Executor
+    reading: Executor | None
     number: int
+    ahead: int
+
+    def submit(self, launch: Callable[[], T], read: Callable[[T], R]) -> Future[R]:
+        """Computes ``read(launch())``; the next task is launched while this one is read."""
+        if self.reading is None:
+            return self.launching.submit(lambda: read(launch()))
+        launched = self.launching.submit(launch)
+        return self.reading.submit(lambda: read(launched.result()))
 
 
 class _Here(Executor):
@@ -70,7 +82,7 @@ class _Here(Executor):
         return future
 
 
-HERE = Threads(_Here(), 1)
+HERE = Threads(_Here(), None, number=1, ahead=1)
 """The caller's thread, with as many cores as torch gives it."""
 
 _POOLS: dict[tuple[str, int], ThreadPoolExecutor] = {}
@@ -97,7 +109,8 @@ def threads(device: torch.device, tasks: int) -> Threads:
 
     On a CPU each core takes tasks of its own: threads that share the products of one batch wait for each other at each
     of them, which costs little on quiet cores and half the speed beside a single busy process (benchmarks/README.md).
-    A GPU computes what it is given in order; two threads prepare and launch, so that there is always something to do.
+    A GPU computes in order what it is given: one thread launches batches, ahead of those that are computed, and another
+    reads scores. (Two that launch would wait for each other's hold of the interpreter at every operation.)
 
     Args:
         device: The device.
@@ -107,12 +120,14 @@ def threads(device: torch.device, tasks: int) -> Threads:
         number = cores()
         if number == 1 or tasks < number:
             return HERE
-        return Threads(_pool("cpu", number, one_core=True), number)
-    number = 2 if device.type == "cuda" else 1
-    return Threads(_pool(str(device), number, one_core=False), number)
+        return Threads(_pool("cpu", number, one_core=True), None, number, ahead=2 * number)
+    if device.type == "cuda":
+        launching, reading = (_pool(f"{device}, {task}", 1) for task in ("launching", "reading"))
+        return Threads(launching, reading, number=1, ahead=3)
+    return Threads(_pool(str(device), 1), None, number=1, ahead=2)
 
 
-def _pool(name: str, number: int, *, one_core: bool) -> ThreadPoolExecutor:
+def _pool(name: str, number: int, *, one_core: bool = False) -> ThreadPoolExecutor:
     with _LOCK:
         pool = _POOLS.get((name, number))
         if pool is None:

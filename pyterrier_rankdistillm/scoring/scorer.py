@@ -7,13 +7,14 @@ the threads of the devices pad, copy, launch and read (``devices``); the caller 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import warnings
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Literal, get_args
@@ -114,16 +115,21 @@ class Place:
             return torch.cat([self._packed(self.kernel, *batch) for batch in batches])
         return torch.cat([self.encoder(*self._padded(*batch)) for batch in batches])
 
-    def read(self, scores: torch.Tensor) -> NDArray[np.float32]:
-        """Scores from the device, once they are computed there, whatever else it was given since."""
+    def read(self, scores: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Begins to copy scores from the device; what it returns waits for them, but for nothing launched later."""
         if self.device.type != "cuda":
-            return scores.float().cpu().numpy()
+            values: NDArray[np.float32] = scores.float().cpu().numpy()
+            return lambda: values
         copied = torch.empty(scores.shape, pin_memory=True)
         copied.copy_(scores, non_blocking=True)
         done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
-        done.synchronize()
-        return copied.numpy().copy()
+
+        def wait_for() -> NDArray[np.float32]:
+            done.synchronize()
+            return copied.numpy().copy()
+
+        return wait_for
 
     def _padded(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
         return self._copied(ids), self._copied(types), None if mask.all() else self._copied(mask)
@@ -273,7 +279,8 @@ class Scorer:
         """Rows and their scores, in the order in which devices finish tasks."""
         running: dict[Future[NDArray[np.float32] | _OutOfMemory], tuple[_Task, int, bool]] = {}
         # Tasks that a device is given at a time: those that it computes, and as many that wait for it.
-        room = [1 if feeder.number == 1 else 2 * feeder.number for _, feeder in places]
+        room = [feeder.ahead for _, feeder in places]
+        over = threading.Event()
         try:
             while True:
                 while True:
@@ -282,7 +289,7 @@ class Scorer:
                     if given[number] >= room[number] or (task := todo.take()) is None:
                         break
                     place, feeder = places[number]
-                    future = feeder.executor.submit(self._compute, place, task)
+                    future = feeder.submit(functools.partial(self._launch, place, task, over), _read)
                     running[future] = task, number, room[number] == 1
                 if not running:
                     return
@@ -302,12 +309,17 @@ class Scorer:
                         torch.cuda.empty_cache()
                     todo.again(task)
         finally:  # nothing computes on after an error, or an interrupt
+            over.set()
             for future in running:
                 future.cancel()
             wait(running)
 
-    def _compute(self, place: Place, task: _Task) -> NDArray[np.float32] | _OutOfMemory:
-        """The scores of a task, in the order of its batches; runs in a thread of the device."""
+    def _launch(
+        self, place: Place, task: _Task, over: threading.Event
+    ) -> Callable[[], NDArray[np.float32]] | _OutOfMemory:
+        """Launches a task; what it returns waits for its scores, in the order of its batches."""
+        if over.is_set():
+            raise CancelledError
         try:
             with torch.inference_mode():
                 return place.read(place.scores([self.tokenizer.pad([task.pairs[i] for i in b]) for b in task.batches]))
@@ -428,6 +440,10 @@ class _OutOfMemory:
     """What a task that did not fit returns instead of scores."""
 
     error: BaseException
+
+
+def _read(launched: Callable[[], NDArray[np.float32]] | _OutOfMemory) -> NDArray[np.float32] | _OutOfMemory:
+    return launched if isinstance(launched, _OutOfMemory) else launched()
 
 
 def _no_room(device: torch.device, task: _Task) -> MemoryError:
