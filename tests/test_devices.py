@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyterrier_rankdistillm import Checkpoint, MonoElectra
 from pyterrier_rankdistillm.reranker import TruncationWarning
@@ -308,6 +309,36 @@ def test_scorers_of_different_precision_take_turns() -> None:
 def test_tf32_needs_a_gpu(opened: Checkpoint) -> None:
     with pytest.raises(ValueError, match=r"dtype must be float32, .* on cpu here, got 'tf32'\. .* use 'float32'"):
         Scorer(opened, device="cpu", dtype="tf32")
+
+
+class Casts(TorchDispatchMode):
+    """Notes the shapes of the tensors that are cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[torch.Size] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op is torch.ops.aten._to_copy.default and "dtype" in kwargs:
+            self.shapes.add(args[0].shape)
+        return op(*args, **kwargs or {})
+
+
+def test_half_precision_casts_no_weight_in_a_batch(tmp_path: Path) -> None:
+    opened = Checkpoint.open(families.make(tmp_path / "model", "bert"))
+    half = opened.encoder.on(torch.device("cpu"))
+    half.compute_in(torch.bfloat16)
+    tokenizer = opened.tokenizer
+    pairs = [
+        tokenizer.join(tokenizer.encode_queries(["cat"])[0], doc) for doc in tokenizer.encode_docs(["sun", "the rain"])
+    ]
+    batch = [torch.from_numpy(x) for x in tokenizer.pad(pairs)]
+    with torch.no_grad(), Casts() as casts:
+        half(*batch)
+    # Of a layer the input of its attention and of its first dense layer; and the mask.
+    hidden = torch.Size([*batch[0].shape, 32])
+    assert hidden in casts.shapes
+    assert not {weight.shape for weight in half.parameters()} & casts.shapes
 
 
 @pytest.mark.parametrize("name", ["electra", "roberta", "modernbert-cls", "deberta-v2", "albert"])
