@@ -330,7 +330,8 @@ def test_half_precision_casts_no_weight_in_a_batch(tmp_path: Path) -> None:
     half.compute_in(torch.bfloat16)
     tokenizer = opened.tokenizer
     pairs = [
-        tokenizer.join(tokenizer.encode_queries(["cat"])[0], doc) for doc in tokenizer.encode_docs(["sun", "the rain"])
+        tokenizer.join(tokenizer.encode_queries(["cat"])[0], doc)
+        for doc in tokenizer.encode_docs(["sun", "the rain", "the cat sat"])
     ]
     batch = [torch.from_numpy(x) for x in tokenizer.pad(pairs)]
     with torch.no_grad(), Casts() as casts:
@@ -347,7 +348,7 @@ def test_half_precision_casts_the_layers_once_and_keeps_the_rest(name: str, tmp_
     whole = Scorer(opened, device="cpu")
     half = opened.encoder.on(torch.device("cpu"))
     half.compute_in(torch.bfloat16)
-    linear = {id(getattr(m, n)) for m, n, _ in half.linear_maps()}
+    linear = {id(getattr(m, n)) for m, n, *_ in half.linear_maps()}
     for module_name, part in half.named_modules():
         for parameter_name, parameter in part.named_parameters(recurse=False):
             expected = torch.bfloat16 if id(part) in linear else torch.float32

@@ -78,7 +78,7 @@ def test_float32_is_float32_where_the_program_allows_tf32(demo: Checkpoint) -> N
 
 def test_weights_are_half_once(demo: Checkpoint) -> None:
     scorer = Scorer(demo, device="cuda", dtype="bfloat16")
-    kinds = {getattr(m, name).weight.dtype for m, name, _ in scorer.encoder.linear_maps()}
+    kinds = {getattr(m, name).weight.dtype for m, name, *_ in scorer.encoder.linear_maps()}
     assert kinds == {torch.bfloat16}
     assert Scorer(demo, device="cuda", dtype="bfloat16").encoder is scorer.encoder
 
