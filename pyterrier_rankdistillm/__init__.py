@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .scoring.checkpoint import Checkpoint
     from .set_encoder import LongListWarning, SetEncoderReRanker
     from .training import Distillation, FineTuning
+    from .viewer import RankingView, view_rankings
 
 __version__ = version("pyterrier-rankdistillm")
 
@@ -57,6 +58,7 @@ __all__ = [
     "PrecisionWarning",
     "RankDistillmError",
     "RankingError",
+    "RankingView",
     "Reproduction",
     "ReproductionError",
     "RewrittenQueryWarning",
@@ -73,6 +75,7 @@ __all__ = [
     "runs",
     "scale",
     "training",
+    "view_rankings",
 ]
 
 # Importing the package imports neither torch nor pyterrier: names are resolved when they are first used.
@@ -85,11 +88,13 @@ _HOME = {
     "LongListWarning": ".set_encoder",
     "MonoElectra": ".reranker",
     "MonoElectraReRanker": ".reranker",
+    "RankingView": ".viewer",
     "Reproduction": ".reproduction",
     "SetEncoderReRanker": ".set_encoder",
     "TruncationWarning": ".reranker",
     "reproduce": ".reproduction",
     "rerank_dataset": ".scale",
+    "view_rankings": ".viewer",
 }
 _ROOMS = ("reproduction", "runs", "scale", "training")
 

@@ -164,7 +164,9 @@ def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
     reproduce.add_argument("--published", action="append", default=[], metavar="NAME=ROW",
                            help="the published row to compare a system with (default: that of its model)")  # fmt: skip
     reproduce.add_argument("--measure", action="append", default=[], help="in addition to nDCG@10; may be repeated")
-    reproduce.add_argument("--baseline", help="the system to test against (default: the first)")
+    reproduce.add_argument(
+        "--baseline", help="the system to test against (default: the first; of one system the first stage)"
+    )
     reproduce.add_argument("--mode", choices=["corrected", "as_published"], default="corrected",
                            help="how the tasks of a TIREx corpus are pooled (default: %(default)s)")  # fmt: skip
     reproduce.add_argument("--depth", type=int, default=100, help="documents per topic (default: %(default)s)")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 _LANGUAGE = re.compile(
     r"\A\s*applypipeline:(?:on|off)(?!\S)"  # RM3, Bo1, KL
     r"|#combine(?::[^\s(]*)?\("  # the sequential dependence model, linear combinations
-    r"|#base64\("  # a term that is no word
+    r"|#base64\("  # a term that is not a word
     r"|#(?:1|uw\d+)\(\s*[^\s()]+\s+[^\s()]+\s*\)"  # a phrase, a window
     r"|\^\d+\.\d{6,}"  # weights as programs write them
 )

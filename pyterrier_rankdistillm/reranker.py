@@ -234,7 +234,7 @@ class CrossEncoderReRanker(pt.Transformer):
             ``rank`` (from 0), best first.
 
         Raises:
-            ValueError: The query or a text is no string.
+            ValueError: The query or a text is not a string.
         """
         if not (isinstance(query, str) or query is None):  # a missing one is told with the docno
             raise ValueError(f"{type(self).__name__}.rank: query must be a string, got {query!r:.80}.")

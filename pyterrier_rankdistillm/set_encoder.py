@@ -53,7 +53,7 @@ class SetEncoderReRanker(CrossEncoderReRanker):
 
     Raises:
         ValueError: As for ``CrossEncoderReRanker``; or a qid has more than one query.
-        CheckpointError: The model cannot be opened, or is no set encoder (raised while scoring).
+        CheckpointError: The model cannot be opened, or is not a set encoder (raised while scoring).
         pt.validate.InputValidationError: The frame lacks a column.
 
     Method: Schlatt et al., Set-Encoder: Permutation-Invariant Inter-Passage Attention for Listwise Passage Re-Ranking
@@ -89,7 +89,7 @@ class SetEncoderReRanker(CrossEncoderReRanker):
     def _scorer_of(self, checkpoint: Checkpoint) -> Scorer:
         if not checkpoint.encoder.sees_lists:
             raise CheckpointError(
-                f"{type(self).__name__}: {checkpoint.source} is no set encoder, but scores each passage by itself. "
+                f"{type(self).__name__}: {checkpoint.source} is not a set encoder, but scores each passage by itself. "
                 f"Open it with CrossEncoderReRanker; Checkpoint.as_set_encoder makes one of it, to be trained."
             )
         return ListScorer(checkpoint, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens)

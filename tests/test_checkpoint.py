@@ -122,12 +122,12 @@ def test_safetensors_go_before_a_pickle(copied: Copied) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'none'} is no folder" in message(tmp_path / "none")
-    assert "./none is no folder" in message("./none")
+    assert f"{tmp_path / 'none'} is not a folder" in message(tmp_path / "none")
+    assert "./none is not a folder" in message("./none")
 
 
 def test_a_file_is_no_folder(model: tiny.Tiny) -> None:
-    assert "config.json is no folder" in message(model.folder / "config.json")
+    assert "config.json is not a folder" in message(model.folder / "config.json")
 
 
 def test_folder_without_config(copied: Copied) -> None:
@@ -711,7 +711,7 @@ def test_names_that_can_only_be_folders_never_go_to_the_hub(
     hub: Callable[[Path], Hub], model: tiny.Tiny, name: str
 ) -> None:
     fake = hub(model.folder)
-    assert "is no folder" in message(name) or "config.json is missing" in message(name)
+    assert "is not a folder" in message(name) or "config.json is missing" in message(name)
     assert fake.calls == []
 
 
@@ -841,7 +841,7 @@ def test_what_is_no_checkpoint_is_not_overwritten(model: tiny.Tiny, tmp_path: Pa
     file = target if kind == "file" else target / "thesis.tex"
     file.parent.mkdir(exist_ok=True)
     file.write_text("years of work")
-    with pytest.raises(FileExistsError, match="is no checkpoint folder"):
+    with pytest.raises(FileExistsError, match="is not a checkpoint folder"):
         Checkpoint.open(model.folder).save(target)
     assert file.read_text() == "years of work"
 

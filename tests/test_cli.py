@@ -49,7 +49,7 @@ def test_rerank_writes_what_the_pipeline_gives(
         (["{run}", "out.doc", "--dataset", "rankdistillm:demo"], "out.doc"),
         (["{run}", "out.run"], "--topics or --dataset must be given"),
         (["{run}", "out.run", "--dataset", "rankdistillm:demo", "--depth", "0"], "--depth must be at least 1, got 0"),
-        (["{run}", "out.run", "--dataset", "rankdistillm:demo", "--model", "./nothing"], "nothing is no folder"),
+        (["{run}", "out.run", "--dataset", "rankdistillm:demo", "--model", "./nothing"], "nothing is not a folder"),
     ],
 )
 def test_rerank_says_what_is_wrong_and_writes_nothing(

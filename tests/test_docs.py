@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -17,7 +19,7 @@ from pyterrier_rankdistillm.scoring import folders
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "pyterrier_rankdistillm" / "pt_docs"
-WITHOUT_CODE = ("api", "maintaining")
+WITHOUT_CODE = ("api", "choosing", "maintaining")
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.rst"))]
 MARKDOWN = re.compile(r"(?P<mark><!-- not tested: [^\n]*-->\n)?^```python\n(?P<code>.*?)^```", re.M | re.S)
 REST = re.compile(r"^\.\. code-block:: python\n\n(?P<code>(?:    [^\n]*\n|\n)+)", re.M)
@@ -72,6 +74,24 @@ def test_the_code_of_readme_runs_with_the_demo_checkpoint(request: pytest.Fixtur
     request.addfinalizer(lambda: torch.set_num_threads(threads))
     torch.set_num_threads(os.cpu_count() or 1)
     run(ROOT / "README.md")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["index", "reranking"])
+def test_a_page_shows_what_its_code_gives(name: str) -> None:
+    """The first block's last line, with the demo checkpoint."""
+    text = (DOCS / f"{name}.rst").read_text(encoding="utf-8")
+    shown = re.search(r"^\.\. code-block:: text\n\n((?:    [^\n]*\n)+)", text, re.M)
+    assert shown
+    *first, last = ast.parse(blocks(DOCS / f"{name}.rst")[0]).body
+    assert isinstance(last, ast.Expr)
+    names: dict[str, object] = {}
+    with warnings.catch_warnings(), pd.option_context("display.width", 120, "display.max_columns", None):
+        warnings.simplefilter("ignore")
+        exec(compile(ast.Module(first, []), name, "exec"), names)
+        given = str(eval(compile(ast.Expression(last.value), name, "eval"), names))
+    lines = [line.rstrip() for line in given.splitlines()]
+    assert lines == [line[4:].rstrip() for line in shown[1].splitlines()]
 
 
 def test_links_of_readme_work_where_it_is_shown() -> None:

@@ -123,6 +123,7 @@ ROOMS = {
     "demo": ("reranker", "runs", "scoring"),
     "datasets": ("demo", "runs"),
     "artifacts": ("runs",),
+    "viewer": ("runs",),
     "training": ("datasets", "reranker", "runs", "scoring", "set_encoder"),
     "reproduction": ("datasets", "reranker", "runs", "scoring"),
     "scale": ("reranker", "runs", "scoring", "set_encoder"),

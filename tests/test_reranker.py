@@ -487,8 +487,8 @@ def test_verbose_draws_a_bar(
         ({"doc_length": "256"}, "doc_length must be .*got '256'"),
         ({"text_field": ""}, "text_field must be the name of a column, got ''"),
         ({"text_field": None}, "text_field must be the name of a column, got None"),
-        ({"model": "/no/such/folder"}, "MonoElectraReRanker: /no/such/folder is no folder"),
-        ({"model": Path("none")}, "none is no folder"),
+        ({"model": "/no/such/folder"}, "MonoElectraReRanker: /no/such/folder is not a folder"),
+        ({"model": Path("none")}, "none is not a folder"),
     ],
     ids=str,
 )

@@ -256,7 +256,7 @@ def test_default_model_and_repr() -> None:
 def test_each_kind_is_opened_by_its_own_reranker(model: tiny.Tiny) -> None:
     with pytest.raises(CheckpointError, match=r"MonoElectraReRanker: .* Open it with SetEncoderReRanker"):
         MonoElectra(FIXTURE / "with-token").rank("bread", ["water"])
-    with pytest.raises(CheckpointError, match=r"SetEncoderReRanker: .* is no set encoder.*as_set_encoder"):
+    with pytest.raises(CheckpointError, match=r"SetEncoderReRanker: .* is not a set encoder.*as_set_encoder"):
         SetEncoderReRanker(model.folder).rank("bread", ["water"])
     with pytest.raises(ValueError, match="Use ListScorer"):
         Scorer(Checkpoint.open(FIXTURE / "with-token"), device="cpu")

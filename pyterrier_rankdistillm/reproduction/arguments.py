@@ -75,7 +75,8 @@ class Arguments:
     @property
     def tested_against(self) -> str | None:
         """The row that the others are tested against."""
-        row = self.baseline or next(iter(self.systems), None)
+        first = next(iter(self.systems), None)
+        row = self.baseline or (FIRST_STAGE if len(self.systems) == 1 else first)
         return self.first_row if row == FIRST_STAGE else row
 
     @cached_property

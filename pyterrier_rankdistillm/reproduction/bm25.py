@@ -239,7 +239,7 @@ class CorpusIndex(Index):
             )  # fmt: skip
 
     def identity(self) -> Any:
-        # A name is no path, whatever lies in the working directory.
+        # A name is not a path, whatever lies in the working directory.
         corpus = f"the corpus {self.name}" if isinstance(self.dataset, str) else self.dataset
         return {"documents": corpus, **_INDEXER}
 

@@ -14,7 +14,7 @@ import pandas as pd
 from ..extras import require
 from .arguments import CONDENSED
 from .catalogue import FIRST_STAGE
-from .comparison import NOT_PUBLISHED, NOT_RUN
+from .comparison import DIFFERS, NOT_COMPARABLE, NOT_PUBLISHED, NOT_RUN, REPRODUCED
 from .evaluation import MAIN
 from .systems import left_out
 
@@ -116,16 +116,30 @@ def caption(result: Reproduction) -> str:
     return f"{result.name}: {', '.join(result.measures)} over {counts}{how}{test}."
 
 
+def outcome(result: Reproduction) -> str:
+    """``"no"`` where a cell differs from its published ones; ``"in part"`` where some cannot be compared; or ``"yes"``.
+
+    ``"nothing"`` where no cell can be compared.
+    """
+    statuses = set(result.comparison["status"])
+    if DIFFERS in statuses:
+        return "no"
+    if REPRODUCED not in statuses:
+        return "nothing"
+    return "in part" if NOT_COMPARABLE in statuses else "yes"
+
+
 def verdict(result: Reproduction) -> str:
     """One sentence on how many cells agree with the published ones."""
     counts = result.comparison["status"].value_counts()
     said = ", ".join(f"{counts[status]} {status}" for status in counts.index if status != NOT_RUN)
     left = f"; {counts[NOT_RUN]} published cells were not run" if NOT_RUN in counts else ""
     agrees = {
-        True: "Everything that was run and has a published cell was reproduced",
-        False: "Not everything that was run was reproduced",
-        None: "Nothing that was run was compared with published cells",
-    }[result.agrees]
+        "yes": "Everything that was run and has a published cell was reproduced",
+        "no": "Not everything that was run was reproduced",
+        "in part": "Everything that can be compared with published cells was reproduced",
+        "nothing": "Nothing that was run can be compared with published cells",
+    }[outcome(result)]
     return f"{agrees} ({said}{left})." if said else f"{agrees}."
 
 
@@ -227,6 +241,7 @@ def page(result: Reproduction) -> str:
             grid=grid(result),
             caption=caption(result),
             verdict=verdict(result),
+            outcome=outcome(result),
             compared=rows,
             columns=_used_columns(rows),
             left=left.to_dict("records"),
@@ -262,7 +277,13 @@ def plot(result: Reproduction) -> Figure:
             if there:
                 values, where = zip(*there, strict=True)
                 ax.plot(values, where, marker, ls="", mfc="none", mec="C1", ms=9, label=label)
+        for row, place in zip(panel["rows"], places, strict=True):
+            ax.annotate(
+                _number(row["measured"]), (row["measured"], place), xytext=(0, 7), textcoords="offset points",
+                ha="center", fontsize="small",
+            )  # fmt: skip
         ax.set(
+            xlim=(panel["low"], panel["high"]),
             title=panel["setting"],
             xlabel=str(MAIN),
             yticks=list(places),
@@ -286,22 +307,22 @@ def task_rows(result: Reproduction) -> list[tuple[str, list[str]]]:
 
 
 def panels(result: Reproduction) -> Iterator[dict[str, Any]]:
-    """What is drawn for each setting: the values, and their positions between ``low`` and ``high``."""
+    """What is drawn for each setting: the values; and ``low`` and ``high``, which are the same for all."""
     run = result.comparison[result.comparison["status"] != NOT_RUN]
     names = row_names(result.cells)
+    keys = ["measured", "paper", "readme"]
+    low, high = run[keys].min().min(), run[keys].max().max()
+    margin = max(0.01, 0.08 * (high - low))
     for setting, rows in run.groupby("setting", sort=False):
-        keys = ("measured", "paper", "readme")
         records: list[dict[str, Any]] = [
             {"system": names[row["system"]], **{key: None if pd.isna(row[key]) else row[key] for key in keys}}
             for row in rows.to_dict("records")
         ]
-        values = [row[key] for row in records for key in keys if row[key] is not None]
-        margin = max(0.01, 0.08 * (max(values) - min(values)))
         yield {
             "setting": setting,
             "rows": records,
-            "low": max(0.0, min(values) - margin),
-            "high": min(1.0, max(values) + margin),
+            "low": max(0.0, low - margin),
+            "high": min(1.0, high + margin),
         }
 
 

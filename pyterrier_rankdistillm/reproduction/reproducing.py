@@ -93,7 +93,7 @@ def reproduce(
         measures: Measures of ir-measures, as objects or names; nDCG@10 is always added. Binary ones without a relevance
             level of their own get the task's (2 on TREC DL).
         baseline: The system to test the others against, by paired t-test with Holm's correction over the systems of
-            the call; default: the first system.
+            the call; default: the first system, and for a single system the first stage (``"first stage"``).
         mode: How the tasks of a TIREx corpus are pooled: ``"corrected"``, or ``"as_published"``, which is
             comparable with published cells (of corpora with one task both may be); see ``pooling.pool``.
         depth: Largest number of documents per topic.

@@ -99,8 +99,8 @@ def first_stages(given: Any, table: Table) -> dict[str, dict[str, Any]]:
         odd = [key for key in sources if key not in places] if isinstance(sources, Mapping) else []
         if odd:
             raise ValueError(
-                f"reproduce: first stage {name!r} is given for {odd[0]!r}, which is no task of {table.name}. The tasks "
-                f"are: {', '.join(task.name for task in table.tasks)}."
+                f"reproduce: first stage {name!r} is given for {odd[0]!r}, which is not a task of {table.name}. The "
+                f"tasks are: {', '.join(task.name for task in table.tasks)}."
             )
     if table.by == "corpus" and len(named) > 1:
         raise ValueError(f"reproduce: {table.name} takes one first stage at a time, got {', '.join(named)}.")
@@ -142,7 +142,7 @@ def load_topics(given: Topics | None, task: Task) -> pd.DataFrame:
 
     Raises:
         DataUnavailable: They cannot be had here.
-        InputError, DataFileError: They are no topics.
+        InputError, DataFileError: They are not topics.
     """
     with available("topics"):
         return topics_of(task.dataset if given is None else given, who="reproduce")
@@ -153,7 +153,7 @@ def load_qrels(given: Qrels | None, task: Task) -> pd.DataFrame:
 
     Raises:
         DataUnavailable: They cannot be had here.
-        InputError, DataFileError: They are no judgments.
+        InputError, DataFileError: They are not judgments.
     """
     with available("judgments"):
         qrels = qrels_of(task.dataset if given is None else given, who="reproduce")
@@ -254,7 +254,7 @@ def _is_tira(source: Any) -> bool:
 
 def _from_tira(approach: str, task: Task) -> Path:
     if not task.tira:
-        raise DataUnavailable("TIRA has no run of it, since it is no task of TIREx.")
+        raise DataUnavailable("TIRA has no run of it, since it is not a task of TIREx.")
     client = require("tira.rest_api_client", "first_stage='tira' (files, such as 'runs/{task}.run.gz', do not)").Client
     with available(f"run of {approach}"):
         return Path(client().get_run_output(approach, task.tira)) / "run.txt"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pandas as pd
 import pyterrier as pt
@@ -58,11 +58,12 @@ class ScoreCache(pt.Artifact, pt.Transformer):
     knows its model, see ``load``.
 
     Args:
-        reranker: The re-ranker.
+        reranker: The re-ranker, or a fitted ``FineTuning`` or ``Distillation``.
         folder: The folder of the caches of all models.
 
     Raises:
         ImportError: pyterrier-caching is not installed.
+        RuntimeError: An estimator that is not fitted yet.
         TypeError: It is not a ``CrossEncoderReRanker``; for other scorers use pyterrier-caching's own ``ScorerCache``.
             Or it is a ``SetEncoderReRanker``, whose scores are not a pair's own.
         InUseError: From the first rows on: another process has this model's cache.
@@ -75,10 +76,12 @@ class ScoreCache(pt.Artifact, pt.Transformer):
     ARTIFACT_PACKAGE_HINT: ClassVar[str] = "pyterrier-rankdistillm[cache]"
     ARTIFACT_SCHEMATIC_SHOW_AS_TRANSFORMER: ClassVar[bool] = True
 
-    def __init__(self, reranker: CrossEncoderReRanker, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, reranker: CrossEncoderReRanker | pt.Estimator, folder: str | os.PathLike[str]) -> None:
         from ..reranker import CrossEncoderReRanker  # loads torch, which reading and writing runs does without
         from ..set_encoder import SetEncoderReRanker  # the same
 
+        if isinstance(reranker, pt.Estimator) and hasattr(type(reranker), "reranker"):
+            reranker = cast(Any, reranker).reranker  # the student that it trained; fit says so where there is none yet
         if not isinstance(reranker, CrossEncoderReRanker):
             raise TypeError(
                 f"ScoreCache: reranker must be a MonoElectraReRanker or another CrossEncoderReRanker, whose model "
@@ -290,7 +293,7 @@ def _identity_of(path: Path) -> dict[str, Any]:
         identity = json.loads((path / RECORD).read_text(encoding="utf-8"))["models"]["reranker"]
         missing = {"model", "revision", "pair_length", "weights", *_SETTINGS} - set(identity)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataFileError(f"ScoreCache.load: {path / RECORD} is no record of a score cache.") from error
+        raise DataFileError(f"ScoreCache.load: {path / RECORD} is not the record of a score cache.") from error
     if missing:
         raise DataFileError(f"ScoreCache.load: {path / RECORD} does not say {', '.join(sorted(missing))}.")
     return dict(identity)

@@ -360,7 +360,7 @@ def _length_of(response: Any) -> int | None:
     """How many bytes the server announces; None where it does not.
 
     Raises:
-        _SourceError: It is no number.
+        _SourceError: It is not a number.
     """
     stated = response.headers.get("Content-Length")
     if stated is None:

@@ -223,7 +223,7 @@ def _text_pieces(
             what = fault(line, head)
             if what:
                 raise RunFileError(f"{name}, line {number}: {what}.") from error
-        raise RunFileError(f"{name} is no run: {error}.") from error
+        raise RunFileError(f"{name} is not a run: {error}.") from error
 
 
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:

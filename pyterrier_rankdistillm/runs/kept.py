@@ -62,7 +62,7 @@ class Work:
         taken: Trees that were taken in this call, by part.
 
     Raises:
-        ValueError: ``reuse`` has a name that is no part's.
+        ValueError: ``reuse`` has a name that is not a part's.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ def check_reuse(who: str, reuse: Any, parts: Collection[str]) -> tuple[str, ...]
     """The names of ``reuse``.
 
     Raises:
-        ValueError: One is no part that can be reused.
+        ValueError: One is not a part that can be reused.
     """
     names = (reuse,) if isinstance(reuse, str) else tuple(reuse)
     odd = [name for name in names if name not in parts]

@@ -218,14 +218,14 @@ def make_teacher_run(
             or a run of them: a frame, a file, or a published run.
         topics: A frame with ``qid`` and ``query``, a file, or a dataset or its name.
         output: Run file to write; the suffix says the format, as in ``runs.write``.
-        depth: Documents a query that the teacher gets, at most.
-        shard_size: Queries a shard: what is lost at most, and what the teacher can batch over.
+        depth: Documents per query that the teacher gets, at most.
+        shard_size: Queries per shard: what is lost at most, and what the teacher can batch over.
         seed: Of the random number generators.
         model: The teacher's model, for the record, where the teacher's own settings do not say it.
         revision: The model's revision, for the record.
         settings: Anything else for the record, as JSON values. If it changes, or any other argument except ``verbose``,
             the work counts as other work.
-        on_fault: What to do with a query whose ranking lacks, invents or repeats documents, has a score that is no
+        on_fault: What to do with a query whose ranking lacks, invents or repeats documents, has a score that is not a
             number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
         reuse: Parts that differ from what made the kept work (``"teacher"``, ``"first stage"``), but that do not change
             a result: it is taken up all the same. An error names them.

@@ -255,7 +255,7 @@ def _resolve(dataset: Dataset, who: str) -> Any:
 
 def _refuse_fields(fields: Sequence[str] | None, found: pt.datasets.Dataset, context: str) -> None:
     if fields is not None:
-        raise ValueError(f"{context}: fields must be None for {found!r}, which is no ir_datasets collection.")
+        raise ValueError(f"{context}: fields must be None for {found!r}, which is not an ir_datasets collection.")
 
 
 def _name(dataset: Dataset) -> str:

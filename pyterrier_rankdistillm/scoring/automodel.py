@@ -62,8 +62,8 @@ class TransformersEncoder(PairEncoder):
         """Builds the model of a checkpoint; see ``formats.build_encoder``.
 
         Raises:
-            CheckpointError: It is no encoder-only sequence classification with one or two labels, or its weights are
-                not those of its configuration.
+            CheckpointError: It is not an encoder-only sequence classification with one or two labels, or its weights
+                are not those of its configuration.
         """
         kind = _class_of(config, source)
         if modules is not None and modules.is_modular and modules.dense:
@@ -86,7 +86,7 @@ class TransformersEncoder(PairEncoder):
         if wrong:
             stated = ", ".join(f"{name} {settings[name]!r}" for name in wrong)
             raise CheckpointError(
-                f"{source} cannot be opened as a re-ranker: config.json says {stated}, which is no size or not that "
+                f"{source} cannot be opened as a re-ranker: config.json says {stated}, which is not a size or not that "
                 f"of the weights ({layers} layers)."
             )
         for name in ("auto_map", "torch_dtype", "dtype", "quantization_config", "_attn_implementation"):

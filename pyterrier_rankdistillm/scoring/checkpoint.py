@@ -202,7 +202,7 @@ class Checkpoint:
             The folder.
 
         Raises:
-            FileExistsError: The folder holds something that is no checkpoint.
+            FileExistsError: The folder holds something that is not a checkpoint.
             ValueError: A format that is not known, or that cannot hold this model.
         """
         if format is None:
@@ -216,7 +216,9 @@ class Checkpoint:
         if target.exists() and not (
             target.is_dir() and (not any(target.iterdir()) or (target / "config.json").exists())
         ):
-            raise FileExistsError(f"{target} exists and is no checkpoint folder. Choose another folder, or remove it.")
+            raise FileExistsError(
+                f"{target} exists and is not a checkpoint folder. Choose another folder, or remove it."
+            )
         with replacing_folder(target) as new:
             write(new, self.encoder, self.tokenizer)
             (new / "README.md").write_text(model_card or self._model_card(format), encoding="utf-8")

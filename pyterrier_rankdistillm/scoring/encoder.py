@@ -28,7 +28,7 @@ Pooling = Literal["first", "mean", "max", "sum"]
 """How a pair's token vectors become one; all but ``"first"`` over all its tokens, special ones too."""
 
 ROBERTA = ("roberta", "xlm-roberta")
-"""Families whose positions are counted from ``pad_token_id`` + 1, over the tokens that are no padding."""
+"""Families whose positions are counted from ``pad_token_id`` + 1, over the tokens that are not padding."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Family:
     tokenizer: str = "BertTokenizer"
 
     def ours(self, name: str) -> str:
-        """Our name of a weight; what is no part of a layer keeps its name, without the prefix."""
+        """Our name of a weight; what is not part of a layer keeps its name, without the prefix."""
         name = name.removeprefix(f"{self.prefix}.")
         # As the oldest checkpoints of BERT have it.
         name = re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{_OLD_NAMES[m[1]]}", name)

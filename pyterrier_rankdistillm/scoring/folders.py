@@ -61,7 +61,7 @@ def locate(
         return folder, None
     if looks_like_path(model):
         raise CheckpointError(
-            f"{who + ': ' if who else ''}{model} is no folder. Give a checkpoint's folder, a hub id or {DEMO!r}."
+            f"{who + ': ' if who else ''}{model} is not a folder. Give a checkpoint's folder, a hub id or {DEMO!r}."
         )
     return _download(str(model), revision, local_files_only)
 
@@ -69,7 +69,7 @@ def locate(
 def commit_of(
     model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> str | None:
-    """The commit of a hub id, without its weights; None where the model is no hub id.
+    """The commit of a hub id, without its weights; None where the model is not a hub id.
 
     Raises:
         CheckpointError: The hub cannot give it.
@@ -105,7 +105,7 @@ def _download(
         where = "the hub's local cache (local_files_only)" if local_files_only else "the Hugging Face hub"
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
-            f"{repo!r} is no folder here, and {where} did not give it{at}: {type(error).__name__}: {error}. "
+            f"{repo!r} is not a folder here, and {where} did not give it{at}: {type(error).__name__}: {error}. "
             f"Check the name and the connection, log in with `hf auth login` for private models, or give a folder."
         ) from error
     return folder, folder.name

@@ -301,7 +301,9 @@ def _about_head(config: Mapping[str, Any], head: Mapping[str, Tensor], modules: 
             "it first, or choose a trained checkpoint such as webis/monoelectra-base"
         )
     strategy = config.get("scoring_strategy", "rank")
-    return f"unexpected: {_shapes(head)}, which is no head that this re-ranker knows for scoring_strategy {strategy!r}"
+    return (
+        f"unexpected: {_shapes(head)}, which is not a head that this re-ranker knows for scoring_strategy {strategy!r}"
+    )
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> str:

@@ -85,7 +85,7 @@ def checked(callbacks: Any, who: str) -> list[TrainerCallback]:
     """A user's callbacks.
 
     Raises:
-        TypeError: Something is no callback of transformers.
+        TypeError: Something is not a callback of transformers.
     """
     given = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
     odd = next((one for one in given if not isinstance(one, TrainerCallback)), None)

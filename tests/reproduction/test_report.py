@@ -14,7 +14,7 @@ from pyterrier_rankdistillm import Reproduction
 from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Table, Task
 from pyterrier_rankdistillm.reproduction.comparison import MeasuredCell, compare
 from pyterrier_rankdistillm.reproduction.evaluation import CELL
-from pyterrier_rankdistillm.reproduction.report import grid
+from pyterrier_rankdistillm.reproduction.report import grid, panels
 
 VALUES = {FIRST_STAGE: 0.48, "a_b": 0.7202, "c & d": 0.7198, "<e>": 0.731}
 
@@ -184,3 +184,37 @@ def test_odd_names_do_not_break_tables() -> None:
 
     assert _pipes(["a"], [["two\nlines | <script>"]])[2] == "| two lines \\| &lt;script> |"
     assert _tex("two\nlines & more") == r"two lines \& more"
+
+
+def test_panels_share_one_scale_and_show_values() -> None:
+    found = list(panels(make(("bm25/y19", "x"))))
+    assert len({(panel["low"], panel["high"]) for panel in found}) == 1
+    low, high = found[0]["low"], found[0]["high"]
+    assert low < 0.48 < 0.731 < high
+    figure = make(("bm25/y19", "x")).plot()
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.480", "0.720", "0.720", "0.731"]
+    text = make().to_html()
+    assert '<tspan font-weight="600">0.720</tspan><tspan class="quiet"> paper 0.720</tspan>' in text
+
+
+@pytest.mark.parametrize(
+    ("statuses", "kind", "said"),
+    [
+        (["reproduced", "differs"], "no", "Not everything that was run was reproduced"),
+        (
+            ["reproduced", "not comparable"],
+            "in-part",
+            "Everything that can be compared with published cells was reproduced",
+        ),
+        (["not comparable", "not published"], "nothing", "Nothing that was run can be compared with published cells"),
+        (["reproduced", "not published"], "yes", "Everything that was run and has a published cell was reproduced"),
+    ],
+)
+def test_red_is_for_a_difference_only(statuses: list[str], kind: str, said: str) -> None:
+    result = make()
+    run = result.comparison["status"] != "not run"
+    result.comparison.loc[run, "status"] = [*statuses, *["not published"] * (run.sum() - 2)]
+    text = result.to_html()
+    assert f'<p class="verdict {kind}">{said} (' in text
+    assert said in str(result)

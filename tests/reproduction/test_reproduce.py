@@ -86,6 +86,15 @@ def test_numbers_by_hand() -> None:
     assert by_query["query"].to_dict() == dict(zip(TOPICS["qid"], TOPICS["query"], strict=True))
 
 
+def test_a_single_system_is_tested_against_the_first_stage() -> None:
+    result = reproduce("trec-dl-2019", {"words": Words()}, **GIVEN)
+    assert result.baseline == FIRST_STAGE
+    tested = result.cells.set_index("system")["significant"]
+    assert tested[FIRST_STAGE] is None
+    assert tested["words"] in (True, False)
+    assert reproduce("trec-dl-2019", {"words": Words()}, baseline="words", **GIVEN).baseline == "words"
+
+
 def test_each_run_is_made_once() -> None:
     words = Words()
     reproduce("trec-dl-2019", {"words": words}, measures=["RR@10", "AP@100"], **GIVEN)
@@ -381,7 +390,7 @@ def test_what_is_not_a_system(system: Any, error: type[Exception], what: str) ->
         ({"name": "trec-dl-2021"}, "name must be one of trec-dl-2019, .*, got 'trec-dl-2021'"),
         ({"first_stage": {}}, "first_stage must not be empty"),
         ({"first_stage": {"trec-dl-2019": RUN, "bm25": RUN}}, r"got \['bm25'\] beside tasks"),
-        ({"first_stage": {"bm25": {"trec-dl-2020": RUN}}}, "'trec-dl-2020', which is no task of trec-dl-2019"),
+        ({"first_stage": {"bm25": {"trec-dl-2020": RUN}}}, "'trec-dl-2020', which is not a task of trec-dl-2019"),
         (
             {"first_stage": RUN.drop(columns="docno")},
             "first_stage must have the columns qid, docno, and rank or score",

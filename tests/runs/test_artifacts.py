@@ -178,7 +178,10 @@ def test_what_is_no_whole_cache_is_refused(cache: runs.ScoreCache) -> None:
     cache.close()
     with pytest.raises(FileNotFoundError, match=r"must be the folder of one model's cache.*no pt_meta\.json"):
         runs.ScoreCache.load(path.parent)
-    for bad, message in (("{}", "is no record of a score cache"), ('{"models": {"reranker": {}}}', "does not say")):
+    for bad, message in (
+        ("{}", "is not the record of a score cache"),
+        ('{"models": {"reranker": {}}}', "does not say"),
+    ):
         (path / "record.json").write_text(bad, encoding="utf-8")
         with pytest.raises(DataFileError, match=message):
             pt.Artifact.load(str(path))

@@ -19,7 +19,7 @@ import tiny
 import torch
 from pandas.testing import assert_frame_equal
 
-from pyterrier_rankdistillm import Checkpoint, KeptWorkWarning, MonoElectra, extras
+from pyterrier_rankdistillm import Checkpoint, FineTuning, KeptWorkWarning, MonoElectra, extras
 from pyterrier_rankdistillm.errors import InUseError
 from pyterrier_rankdistillm.locks import hold
 from pyterrier_rankdistillm.runs import ScoreCache, file_name
@@ -184,6 +184,15 @@ def test_it_is_a_good_transformer(cached: Make) -> None:
 def test_only_re_rankers_whose_model_is_known(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="must be a MonoElectraReRanker"):
         ScoreCache(pt.apply.doc_score(len), tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_student_is_cached_once_it_is_fitted(tmp_path: Path, model: tiny.Tiny) -> None:
+    student = FineTuning(model.folder, steps=1, sample_size=2, device="cpu")
+    with pytest.raises(RuntimeError, match="no trained re-ranker yet"):
+        ScoreCache(student, tmp_path)
+    student._reranker = MonoElectra(model.folder, device="cpu")
+    with ScoreCache(student, tmp_path) as cache:
+        assert_frame_equal(cache(FRAME), student.reranker(FRAME))
 
 
 def test_without_pyterrier_caching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,10 +163,10 @@ def test_a_cut_connection_goes_on(hub: Hub, online: dict[str, Any], right: list[
 
 
 def test_a_gated_model_is_a_clear_error(online: dict[str, Any]) -> None:
-    assert online["gated"].startswith("CheckpointError: 'webis/gated' is no folder here")
+    assert online["gated"].startswith("CheckpointError: 'webis/gated' is not a folder here")
     assert "Access to model webis/gated is restricted" in online["gated"]
     assert "hf auth login" in online["gated"]
-    assert online["missing"].startswith("CheckpointError: 'webis/nothing' is no folder here")
+    assert online["missing"].startswith("CheckpointError: 'webis/nothing' is not a folder here")
 
 
 def test_a_published_run_comes_through_the_client(hub: Hub, online: dict[str, Any], home: Path) -> None:
@@ -205,5 +205,5 @@ def test_offline_what_the_cache_has_is_there_and_nothing_is_asked(
     assert answers["main"] == [pytest.approx(right, abs=1e-5), online["main"][1]]
     assert answers["run"] == [RUN.decode(), None]
     assert "c.run could not be downloaded" in answers["another"]
-    assert answers["missing"].startswith("CheckpointError: 'webis/nothing' is no folder here")
+    assert answers["missing"].startswith("CheckpointError: 'webis/nothing' is not a folder here")
     assert hub.asked[before:] == []

@@ -293,7 +293,7 @@ def test_rewritten_queries_are_told_here_and_not_by_workers(
         ({"run": "missing.run"}, FileNotFoundError, "the file missing.run is not there"),
         ({"run": 3}, TypeError, "run must be a frame, a run file .*, or a Ray dataset; got int"),
         ({"output": "out.doc"}, ValueError, "path must end with one of"),
-        ({"model": "./nothing"}, ValueError, "nothing is no folder"),
+        ({"model": "./nothing"}, ValueError, "nothing is not a folder"),
         ({"device": "cuda:1"}, ValueError, "device of the re-ranker must be None, 'cpu' or 'cuda', got 'cuda:1'"),
         ({"address": "10.0.0.1:6379"}, ValueError, "address must be None or '.*', the Ray that this process uses"),
     ],

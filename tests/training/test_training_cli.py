@@ -104,7 +104,7 @@ def test_flags_overrule_the_yaml_file_which_overrules_the_recipe(
         (["{model}", "{run}", "out", *QUICK, "--recipe", "other"], "recipe must be one of rank-distillm, or a YAML"),
         (["{model}", "{run}", "{run}", *QUICK], "exists. Choose another folder, or remove it."),
         (["{model}", "{run}", "out", *QUICK, "--valid-run", "{run}"], "--valid-run and --valid-dataset go together"),
-        (["./nothing", "{run}", "out", *QUICK], "nothing is no folder"),
+        (["./nothing", "{run}", "out", *QUICK], "nothing is not a folder"),
         (["{model}", "{run}", "out", *QUICK, "--learning-rate", "1e30"], "The training loss is nan at step"),
         (["{model}", "rankdistillm:unknown", "out", *QUICK], "unknown"),
     ],
