@@ -110,6 +110,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
         training.add_argument("student", help="what to start from: hub id or folder of a backbone or checkpoint")
         training.add_argument("run", help=f"{run}: a file, or a published one (rankdistillm:rankzephyr)")
         training.add_argument("output", type=Path, help="checkpoint folder to write")
+        training.add_argument("--run", dest="more_runs", action="append", default=[],
+                              help="another run of the same topics, whose rankings are further lists to train on; may "
+                              "be repeated")  # fmt: skip
         _add_data(training, "queries, texts and labels", ("topics", "qrels", "text"),
                   "what a Lightning IR file name says, or the published run")  # fmt: skip
         _add_order(training)
@@ -374,6 +377,7 @@ def _train(args: argparse.Namespace) -> None:
     if (args.valid_run is None) != (args.valid_dataset is None):
         raise ValueError("--valid-run and --valid-dataset go together: give both or neither.")
     run = run_of(args.run, who=args.command, order=args.order)
+    more = [run_of(one, who=args.command, argument="--run", order=args.order) for one in args.more_runs]
     checkpoint = Checkpoint.open(
         args.student, local_files_only=args.local_files_only, new_head_seed=estimator.settings.seed
     )
@@ -386,7 +390,7 @@ def _train(args: argparse.Namespace) -> None:
         (args.qrels or dataset) if needs_labels else args.qrels,
         valid_run,
         args.valid_dataset,
-        run=run,
+        run=[run, *more] if more else run,
         text=args.text or dataset,
         reuse=args.reuse,
     )

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 Path_: TypeAlias = "str | os.PathLike[str]"
 Run: TypeAlias = "pd.DataFrame | str | os.PathLike[str]"
 """A frame, a run file, or the name of a published run."""
+Runs: TypeAlias = "Run | GivenRun | Sequence[Run | GivenRun]"
+"""A run, or several of the same topics."""
 Topics: TypeAlias = "pd.DataFrame | str | os.PathLike[str] | pt.datasets.Dataset"
 Qrels: TypeAlias = "pd.DataFrame | str | os.PathLike[str] | pt.datasets.Dataset"
 Texts: TypeAlias = (
@@ -461,6 +463,19 @@ def run_of(given: Any, *, who: str, argument: str = "run", accepted: str = RUN, 
         raise door.wrong(f"names no published run: {str(given)!r}. There are: "
                          f"{', '.join(PREFIX + n for n in ('demo', *NAMES))}.")  # fmt: skip
     return GivenRun(name, door, order)
+
+
+def runs_of(given: Any, *, who: str, argument: str = "run") -> tuple[GivenRun, ...]:
+    """One run, or a list of several, of which messages name each by its place: ``run[1]``.
+
+    Raises:
+        TypeError, FileNotFoundError, ValueError: As ``run_of``, or the list is empty.
+    """
+    if not isinstance(given, list | tuple):
+        return (run_of(given, who=who, argument=argument, accepted=f"{RUN}, or a list of them"),)
+    if not given:
+        raise Door(who, argument, RUN).wrong("is an empty list. Give at least one run.")
+    return tuple(run_of(one, who=who, argument=f"{argument}[{place}]") for place, one in enumerate(given))
 
 
 def first_stage_of(given: Any, *, who: str, argument: str = "first_stage") -> pt.Transformer:

@@ -232,6 +232,8 @@ def ours(value: Any, walk: Walk) -> Shape | None:
         return Shape(name, parts=[("reranker", value._reranker), *version])
     if name == "Rankings":
         return Shape(name, rankings_digest(value))
+    if name == "JoinedRankings":
+        return Shape(name, parts=[(f"run {number}", run) for number, run in enumerate(value.runs)])
     return None
 
 

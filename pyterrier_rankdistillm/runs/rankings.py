@@ -150,6 +150,44 @@ class Rankings:
         return f"Rankings({len(self):,} queries, {self.rows:,} rows)"
 
 
+class JoinedRankings(Rankings):
+    """Several runs as one sequence of rankings, run after run: a query comes once per run that ranks it.
+
+    Args:
+        runs: The runs' rankings; nothing of them is copied.
+
+    Attributes:
+        runs: The same.
+    """
+
+    def __init__(self, runs: Sequence[Rankings]) -> None:
+        self.runs = tuple(runs)
+        self.qids = _Chain([run.qids for run in self.runs])
+        self.docnos = _Chain([run.docnos for run in self.runs])
+        self.sizes = np.concatenate([run.sizes for run in self.runs])
+        self._starts = np.append(0, np.cumsum([len(run) for run in self.runs]))
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether all rankings have scores."""
+        return all(run.has_scores for run in self.runs)
+
+    def contradictions(self) -> list[str]:
+        """As ``Rankings.contradictions``; a qid once per run in which it is odd."""
+        return [qid for run in self.runs for qid in run.contradictions()]
+
+    def __getitem__(self, position: int) -> Ranking:
+        position = range(len(self))[position]
+        run = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self.runs[run][position - int(self._starts[run])]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JoinedRankings, (self.runs,)
+
+    def __repr__(self) -> str:
+        return f"JoinedRankings({len(self.runs)} runs, {len(self):,} rankings, {self.rows:,} rows)"
+
+
 @dataclass(frozen=True)
 class _Columns:
     """Rankings one after another, in columns of numpy (in memory) or Arrow (mapped).
@@ -187,6 +225,30 @@ class _Strings(Sequence[str]):
             return np.asarray(self._column[place]).tolist()  # type: ignore[no-any-return]
         place = range(len(self))[place]
         return self[place : place + 1][0]
+
+
+class _Chain(Sequence[str]):
+    """Sequences one after another."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self._parts = parts
+        self._starts = np.append(0, np.cumsum([len(part) for part in parts]))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            if place == slice(None):
+                return [item for part in self._parts for item in part[:]]
+            return [self[at] for at in range(len(self))[place]]
+        place = range(len(self))[place]
+        part = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self._parts[part][place - int(self._starts[part])]
 
 
 def _columns(run: pd.DataFrame) -> _Columns:

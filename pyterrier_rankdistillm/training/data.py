@@ -6,8 +6,8 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -24,13 +24,13 @@ from ..runs.given import (
     MappedRun,
     Qrels,
     Ranker,
-    Run,
+    Runs,
     Topics,
     checked_run,
     contradiction,
     qrels_of,
     ranker_of,
-    run_of,
+    runs_of,
     texts_of,
     topics_of,
 )
@@ -38,7 +38,7 @@ from ..runs.given import (
     Texts as GivenTexts,
 )
 from ..runs.making import Roles, make_run
-from ..runs.rankings import Rankings
+from ..runs.rankings import JoinedRankings, Rankings
 from .launch import processes
 from .lists import Texts, TrainingData, as_relevance
 from .losses import Kind, Losses
@@ -53,9 +53,11 @@ class Problems:
 
     Args:
         who: The estimator, for the message.
+        what: What is trained on or left out: queries, or the rankings that several runs have of them.
     """
 
     who: str
+    what: str = "queries"
     faults: list[str] = field(default_factory=list)
     unusable: dict[str, list[str]] = field(default_factory=dict)
     hint: str = ""
@@ -84,40 +86,40 @@ class Problems:
         if fact is not None:
             self.add(f"{what}: {fact}. Only to read such strings would be learnt. {remedy(columns)}")
 
-    def skip(self, reason: str, qids: Collection[str]) -> None:
-        """Queries that cannot be trained on."""
-        if qids:
-            self.unusable.setdefault(reason, []).extend(qids)
+    def skip(self, reason: str, named: Collection[str]) -> None:
+        """What cannot be trained on, as messages name it: see ``_named``."""
+        if named:
+            self.unusable.setdefault(reason, []).extend(named)
 
-    def check(self, queries: int, on_unusable: str) -> dict[str, int]:
+    def check(self, total: int, on_unusable: str) -> dict[str, int]:
         """Raises an error that lists everything that is wrong.
 
         Args:
-            queries: The total number of queries.
-            on_unusable: Whether unusable queries are an error.
+            total: The number of queries, or of rankings of several runs.
+            on_unusable: Whether unusable ones are an error.
 
         Returns:
-            How many queries are left out, by reason.
+            How many are left out, by reason.
 
         Raises:
             TrainingDataError: Anything is wrong.
         """
-        left_out = {qid for qids in self.unusable.values() for qid in qids}
+        left_out = {one for named in self.unusable.values() for one in named}
         told = list(self.faults)
-        if on_unusable == "error" or len(left_out) >= queries > 0:
+        if on_unusable == "error" or len(left_out) >= total > 0:
             told += [
-                f"{len(qids)} of {queries} queries {reason} ({', '.join(map(repr, qids[:3]))}"
-                f"{', ...' if len(qids) > 3 else ''})."
-                for reason, qids in self.unusable.items()
+                f"{len(named)} of {total} {self.what} {reason} ({', '.join(named[:3])}"
+                f"{', ...' if len(named) > 3 else ''})."
+                for reason, named in self.unusable.items()
             ]
             told += [self.hint] if self.hint and self.unusable else []
-            if self.unusable and len(left_out) < queries:
-                told.append("Mend the data, or leave such queries out with on_unusable='skip'.")
+            if self.unusable and len(left_out) < total:
+                told.append(f"Mend the data, or leave such {self.what} out with on_unusable='skip'.")
             elif self.unusable:
                 told.append("No query is left.")
         if told:
             raise TrainingDataError(f"{self.who}: the training data cannot be used. " + " ".join(told))
-        return {reason: len(qids) for reason, qids in self.unusable.items()}
+        return {reason: len(named) for reason, named in self.unusable.items()}
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Sourced:
 
     Args:
         data: What is trained on.
-        left_out: How many queries were left out of it, by reason.
+        left_out: How many queries (of several runs: rankings) were left out of it, by reason.
         about: Where it came from, for the record: ``rankings``, ``teacher``, ``texts``; without local paths.
     """
 
@@ -141,7 +143,7 @@ def labelled_data(
     inp: Topics | None,
     qrels: Qrels | None,
     *,
-    run: Run | GivenRun | None = None,
+    run: Runs | None = None,
     text: GivenTexts | None = None,
     text_field: str = "text",
 ) -> Sourced:
@@ -152,7 +154,7 @@ def labelled_data(
         settings: Those of the training.
         inp: The first stage's results with texts; or, with ``run``, the topics.
         qrels: The labels.
-        run: The first stage's run.
+        run: The first stage's run, or several first stages' of the same topics.
         text: Where texts come from that ``inp`` does not have.
         text_field: The column of ``inp`` with the texts.
 
@@ -162,8 +164,8 @@ def labelled_data(
     """
     problems = Problems(who)
     found = _found(problems, inp, run, text, text_field)
-    if qrels is None and found.run is not None and found.run.dataset is not None:
-        qrels = found.run.dataset
+    if qrels is None:
+        qrels = found.dataset
     relevance = _relevance(problems, qrels, found.rankings)
     rankings = found.rankings
     if problems.faults or rankings is None:
@@ -172,6 +174,7 @@ def labelled_data(
     sampling = settings.to_sampling()
     reasons: dict[str, list[str]] = {}
     members = []
+    names = _named(found)
     trainable = _Obtainable(relevance, found.texts)
     for position, qid in enumerate(rankings.qids):
         if qid not in found.queries:
@@ -181,9 +184,9 @@ def labelled_data(
         if reason is None:
             members.append(position)
         else:
-            reasons.setdefault(reason, []).append(qid)
-    for reason, qids in reasons.items():
-        problems.skip(reason, qids)
+            reasons.setdefault(reason, []).append(names[position])
+    for reason, named in reasons.items():
+        problems.skip(reason, named)
     if not any(qid in relevance for qid in rankings.qids):
         problems.hint = "No qid of the qrels is among the topics: are they of this collection and split?"
     left_out = problems.check(len(rankings), settings.on_unusable)
@@ -200,7 +203,7 @@ def taught_data(
     qrels: Qrels | None,
     *,
     teacher: Ranker | None = None,
-    run: Run | GivenRun | None = None,
+    run: Runs | None = None,
     text: GivenTexts | None = None,
     text_field: str = "text",
     reuse: Collection[str] = (),
@@ -214,7 +217,7 @@ def taught_data(
             ``teacher``; or, with ``run``, the topics.
         qrels: For losses that need labels.
         teacher: What ranks, or its run; None: the ranking that is given.
-        run: The teacher's run, which may be larger than memory.
+        run: The teacher's run, which may be larger than memory; or several, each ranking of which is a list.
         text: Where texts come from that ``inp`` does not have.
         text_field: The column of ``inp`` with the texts.
         reuse: Parts of a kept run of the teacher that may differ, as for ``runs.make_teacher_run``.
@@ -228,7 +231,7 @@ def taught_data(
         problems.add("There are two teachers: teacher and run. Give one of them.")
     ranker = None if teacher is None else ranker_of(teacher, who=who, argument="teacher")
     has_documents = isinstance(inp, pd.DataFrame) and "docno" in inp.columns
-    taken: Run | GivenRun | None = run
+    taken: Runs | None = run
     if run is None and not has_documents and isinstance(ranker, GivenRun):
         taken, ranker = ranker, None  # topics and the teacher's run: its documents are the candidates
     found = _found(problems, inp, taken, text, text_field, learnt=ranker is None)
@@ -250,7 +253,8 @@ def taught_data(
         rankings = _looked_up(ranker, problems, settings, rankings)
     there = {"order": True, "values": rankings.has_scores, "relevance": bool(relevance)}
     problems.read(lambda: losses.check([kind for kind in get_args(Kind) if there[kind]]))
-    without_query = [qid for qid in rankings.qids if qid not in found.queries]
+    names = _named(replace(found, rankings=rankings))
+    without_query = [name for name, qid in zip(names, rankings.qids, strict=True) if qid not in found.queries]
     problems.skip("have no query text", without_query)
     sampling = settings.to_sampling()
     if sampling.strategy == "single_relevant":
@@ -260,18 +264,16 @@ def taught_data(
         )
     few = sampling.unlabelled(rankings.sizes) < 2
     within = "" if settings.negative_ranks is None else f" at negative_ranks={settings.negative_ranks}"
-    problems.skip(
-        f"have fewer than two documents{within}", [rankings.qids[place] for place in np.flatnonzero(few).tolist()]
-    )
+    problems.skip(f"have fewer than two documents{within}", [names[place] for place in np.flatnonzero(few).tolist()])
     left_out = problems.check(asked, settings.on_unusable)
-    unusable = {qid for qids in problems.unusable.values() for qid in qids}
-    members = [position for position, qid in enumerate(rankings.qids) if qid not in unusable]
+    unusable = {name for named in problems.unusable.values() for name in named}
+    members = [position for position, name in enumerate(names) if name not in unusable]
     data = TrainingData(
         rankings, np.array(members, dtype=np.int64), found.queries, found.texts, relevance, labelled=False
     )
     # Without a teacher the ranking that is given is the teacher's.
-    taught_by = "the ranking that was given" if found.run is None else found.run.name
-    if teacher is None and found.run is None:
+    taught_by = found.name or "the ranking that was given"
+    if teacher is None and not found.runs:
         warnings.warn(
             f"{who}.fit: there is no teacher, so what is distilled is the ranking that fit got; in a pipeline that is "
             f"the first stage's. Give {who} a teacher, or, if that ranking is one, give it to fit as run=.",
@@ -284,10 +286,8 @@ def taught_data(
 
 
 def _about(found: _Found, text: GivenTexts | None) -> dict[str, str]:
-    rankings = "a frame" if found.run is None else found.run.name
-    dataset = None if found.run is None else found.run.dataset
-    texts = text if text is not None else dataset
-    return {"rankings": rankings, "texts": "the frame" if texts is None else _told(texts)}
+    texts = text if text is not None else found.dataset
+    return {"rankings": found.name or "a frame", "texts": "the frame" if texts is None else _told(texts)}
 
 
 def _told(given: object) -> str:
@@ -308,21 +308,46 @@ class _Found:
         rankings: None where something is wrong, which was noted.
         queries: Query texts by qid.
         texts: Document texts.
-        run: The run that they come from, where they come from one.
+        runs: The runs that they come from; none where they come from a frame of results.
         frame: The results, where they are a frame.
     """
 
     rankings: Rankings | None
     queries: Mapping[str, str]
     texts: Texts
-    run: GivenRun | None = None
+    runs: tuple[GivenRun, ...] = ()
     frame: pd.DataFrame | None = None
+
+    @property
+    def name(self) -> str:
+        """What the runs are called in records; empty where there are none."""
+        return ", ".join(run.name for run in self.runs)
+
+    @property
+    def dataset(self) -> pt.datasets.Dataset | str | None:
+        """The first run's that knows its own: several runs are of the same topics."""
+        return next((run.dataset for run in self.runs if run.dataset is not None), None)
+
+
+def _named(found: _Found) -> list[str]:
+    """What messages call each ranking: its qid; of several runs, the run too."""
+    assert found.rankings is not None
+    told = [repr(qid) for qid in found.rankings.qids[:]]
+    if not isinstance(found.rankings, JoinedRankings):
+        return told
+    numbers = np.repeat(np.arange(len(found.runs)), [len(one) for one in found.rankings.runs])
+    return [f"{qid} of {_which(found.runs, number)}" for qid, number in zip(told, numbers.tolist(), strict=True)]
+
+
+def _which(runs: Sequence[GivenRun], number: int) -> str:
+    """What messages call one of several runs: its place in the list that the user gave, and its name."""
+    return f"{runs[number].door.argument} ({runs[number].name})"
 
 
 def _found(
     problems: Problems,
     inp: Topics | None,
-    run: Run | GivenRun | None,
+    run: Runs | None,
     text: GivenTexts | None,
     text_field: str,
     *,
@@ -340,7 +365,7 @@ def _found(
     """
     loader = None if text is None else texts_of(text, who=problems.who, field=text_field)
     if run is not None:
-        return _from_run(problems, inp, run_of(run, who=problems.who), loader, text_field)
+        return _from_runs(problems, inp, runs_of(run, who=problems.who), loader, text_field)
     if inp is None or (isinstance(inp, pd.DataFrame) and inp.empty):
         problems.add("There are no documents: give the first stage's results, or run= and text=.")
         return _Found(None, {}, Texts())
@@ -379,47 +404,76 @@ def _found(
     return _Found(Rankings.from_frame(_run_of(frame)), queries or {}, texts, frame=frame)
 
 
-def _from_run(
-    problems: Problems, topics: Topics | None, run: GivenRun, loader: pt.Transformer | None, text_field: str
+def _from_runs(
+    problems: Problems,
+    topics: Topics | None,
+    runs: tuple[GivenRun, ...],
+    loader: pt.Transformer | None,
+    text_field: str,
 ) -> _Found:
-    """As ``_found``, of a run: what is not given beside it is what the run brings along."""
-    known = {}
-    if isinstance(run.source, pd.DataFrame):
-        known = _known_texts(run.source.assign(docno=run.source["docno"].astype(str)), text_field)
-    if loader is None and run.dataset is not None:
-        loader = texts_of(run.dataset, who=problems.who)
+    """As ``_found``, of a run or several: what is not given beside them is what they bring along."""
+    found = _Found(None, {}, Texts(), runs)
+    known: dict[str, str] = {}
+    for run in runs:
+        if isinstance(run.source, pd.DataFrame):
+            known |= _known_texts(run.source.assign(docno=run.source["docno"].astype(str)), text_field)
+    if loader is None and found.dataset is not None:
+        loader = texts_of(found.dataset, who=problems.who)
     if loader is None and not known:
         problems.add("With run=, texts are needed: give text=, a text loader or a dataset.")
-        return _Found(None, {}, Texts(), run)
-    texts = Texts(known, loader)
-    rankings = run.rankings()
-    odd = rankings.contradictions()
-    if odd:
-        problems.add(
-            f"The run has ranks that contradict its scores (a better rank with a lower score) for {len(odd)} of "
-            f"{len(rankings)} queries, the first qid {odd[0]!r}. Give it as runs.read(run, order='rank') or "
-            f"order='score', which says which of them counts."
-        )
-    if topics is None and rankings[0].query is not None:
-        stated = {one.qid: one.query for one in rankings if one.query is not None}
-        problems.as_asked("The run's queries", stated, ())
-        return _Found(rankings, stated, texts, run)
-    topics = run.dataset if topics is None else topics
+        return found
+    several = [run.rankings() for run in runs]
+    for number, one in enumerate(several):
+        odd = one.contradictions()
+        if odd:
+            which, what = ("The run", "run") if len(runs) == 1 else (_which(runs, number), runs[number].door.argument)
+            problems.add(
+                f"{which} has ranks that contradict its scores (a better rank with a lower score) for {len(odd)} of "
+                f"{len(one)} queries, the first qid {odd[0]!r}. Give it as runs.read({what}, order='rank') or "
+                f"order='score', which says which of them counts."
+            )
+    if len(runs) > 1:
+        problems.what = "rankings"
+    found = replace(
+        found, rankings=several[0] if len(runs) == 1 else JoinedRankings(several), texts=Texts(known, loader)
+    )
+    if topics is None and any(one[0].query is not None for one in several):
+        return replace(found, queries=_stated(problems, runs, several))
+    topics = found.dataset if topics is None else topics
     if topics is None or (isinstance(topics, pd.DataFrame) and "query" not in topics.columns):
         problems.add(
             "With run=, queries are needed: give topics with the columns qid and query (the run is neither published "
             "nor named after its dataset)."
         )
-        return _Found(None, {}, texts, run)
+        return replace(found, rankings=None)
     given = topics
     asked = problems.read(lambda: topics_of(given, who=problems.who, missing="drop"))
     if asked is None:
-        return _Found(None, {}, texts, run)
-    wanted = set(rankings.qids)
+        return replace(found, rankings=None)
+    wanted = set(found.rankings.qids[:]) if found.rankings is not None else set()
     used = asked[asked["qid"].isin(wanted)]
     queries = dict(zip(used["qid"], used["query"], strict=True))
     problems.as_asked("The topics", queries, topics.columns if isinstance(topics, pd.DataFrame) else ())
-    return _Found(rankings, queries, texts, run)
+    return replace(found, queries=queries)
+
+
+def _stated(problems: Problems, runs: Sequence[GivenRun], several: Sequence[Rankings]) -> dict[str, str]:
+    """The queries that the runs themselves have, by qid; a qid has one text in all of them."""
+    stated: dict[str, str] = {}
+    first: dict[str, int] = {}
+    for number, rankings in enumerate(several):
+        for one in rankings:
+            if one.query is None:
+                continue
+            if stated.setdefault(one.qid, one.query) != one.query:
+                problems.add(
+                    f"{_which(runs, first[one.qid])} and {_which(runs, number)} have different queries for qid "
+                    f"{one.qid!r}: {stated[one.qid]!r} and {one.query!r}. Give runs of the same topics, or the topics."
+                )
+                return stated
+            first.setdefault(one.qid, number)
+    problems.as_asked("The run's queries", stated, ())
+    return stated
 
 
 def _known_texts(frame: pd.DataFrame, text_field: str) -> dict[str, str]:
@@ -465,8 +519,9 @@ def _looked_up(teacher: GivenRun, problems: Problems, settings: Settings, given:
             partly.append(one.qid)
         else:
             wanted.append(pd.DataFrame({"qid": one.qid, "docno": top}))
-    problems.skip("are not in the teacher's run", unranked)
-    problems.skip("have documents that the teacher did not rank (its run may be shallower: set depth)", partly)
+    problems.skip("are not in the teacher's run", [repr(qid) for qid in unranked])
+    reason = "have documents that the teacher did not rank (its run may be shallower: set depth)"
+    problems.skip(reason, [repr(qid) for qid in partly])
     if not wanted:
         problems.check(len(given), settings.on_unusable)
     return Rankings.from_frame(taught.merge(pd.concat(wanted), on=["qid", "docno"]))
@@ -511,7 +566,7 @@ def _asked(
             reuse=[part for part in reuse if part in ("teacher", "first stage")],
             verbose=settings.verbose,
         )
-        problems.skip("were ranked faultily by the teacher", list(made.record["faults"]))
+        problems.skip("were ranked faultily by the teacher", [repr(qid) for qid in made.record["faults"]])
         return Rankings.from_frame(made.read())
 
 

@@ -19,7 +19,7 @@ import pyterrier as pt
 from ..extras import check_installed
 from ..locks import hold, lock_in
 from ..reranker import CrossEncoderReRanker, MonoElectraReRanker, ranked
-from ..runs.given import Door, GivenRun, Qrels, Ranker, Run, Texts, Topics, ranker_of, texts_of
+from ..runs.given import RANKER, Door, Qrels, Ranker, Runs, Texts, Topics, ranker_of, texts_of
 from ..runs.kinds import weights_digest
 from ..runs.records import record
 from ..runs.text import join_text
@@ -93,7 +93,7 @@ class _StudentEstimator(pt.Estimator):
         topics_or_res_va: pd.DataFrame | None = None,
         qrels_va: Qrels | None = None,
         *,
-        run: Run | GivenRun | None = None,
+        run: Runs | None = None,
         text: Texts | None = None,
         reuse: Collection[str] = (),
     ) -> None:
@@ -106,7 +106,8 @@ class _StudentEstimator(pt.Estimator):
             topics_or_res_va: The first stage's results for the validation topics; requires ``qrels_va``.
             qrels_va: The relevance labels of the validation topics.
             run: Instead of results: a run file (TREC, Parquet, JSON lines) or a published run
-                (``"rankdistillm:rankzephyr"``), which is not read into memory, or a frame.
+                (``"rankdistillm:rankzephyr"``), which is not read into memory, or a frame. Or a list of several runs of
+                the same topics: every ranking is a list to train on, in its own order; none is merged with another.
             text: A source for texts that are not in the frames: a text loader, or a dataset as for
                 ``runs.text_loader``. Overrides the constructor's.
             reuse: Parts that differ from what made the training in ``folder`` (``"teacher"``, ``"texts"``, ...),
@@ -131,7 +132,7 @@ class _StudentEstimator(pt.Estimator):
         topics_or_res_va: pd.DataFrame | None,
         qrels_va: Qrels | None,
         *,
-        run: Run | GivenRun | None,
+        run: Runs | None,
         text: Texts | None,
         reuse: Collection[str],
     ) -> None:
@@ -169,7 +170,7 @@ class _StudentEstimator(pt.Estimator):
         inp: Topics | None,
         qrels: Qrels | None,
         *,
-        run: Run | GivenRun | None,
+        run: Runs | None,
         text: Texts | None,
         text_field: str,
         reuse: Collection[str] = (),
@@ -357,7 +358,7 @@ class FineTuning(_StudentEstimator):
         inp: Topics | None,
         qrels: Qrels | None,
         *,
-        run: Run | GivenRun | None,
+        run: Runs | None,
         text: Texts | None,
         text_field: str,
         reuse: Collection[str] = (),
@@ -405,6 +406,12 @@ class Distillation(_StudentEstimator):
         **settings: Any,
     ) -> None:
         super().__init__(student, recipe=recipe, text=text, callbacks=callbacks, **settings)
+        if isinstance(teacher, list | tuple):
+            several = (
+                "Several runs of the same topics are several lists: give them to fit as run=[...]. An ensemble is one "
+                "pipeline: teacher=0.5 * a + 0.5 * b."
+            )
+            raise Door(type(self).__name__, "teacher", RANKER).refuse(teacher, several)
         if teacher is not None:  # what it is is found out now, and opened when it is used
             ranker_of(teacher, who=type(self).__name__, argument="teacher")
         self.teacher = teacher
@@ -414,7 +421,7 @@ class Distillation(_StudentEstimator):
         inp: Topics | None,
         qrels: Qrels | None,
         *,
-        run: Run | GivenRun | None,
+        run: Runs | None,
         text: Texts | None,
         text_field: str,
         reuse: Collection[str] = (),

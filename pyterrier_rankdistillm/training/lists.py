@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -85,8 +86,8 @@ class TrainingData:
     """The data to train on, wherever it is stored.
 
     Args:
-        rankings: One per query: a teacher's ranking, or a first stage's whose lower part gives negatives.
-        members: The positions of the rankings that are used, shape (queries,).
+        rankings: A teacher's, or a first stage's whose lower part gives negatives; one per query and run.
+        members: The positions of the rankings that are used, shape (rankings used,).
         queries: Query texts by qid.
         texts: Document texts.
         relevance: Labels by qid and docno; empty if only the ranking counts.
@@ -100,6 +101,12 @@ class TrainingData:
     relevance: Mapping[str, Mapping[str, int]]
     labelled: bool
 
+    @cached_property
+    def distinct(self) -> int:
+        """The number of queries that are used; with several runs there are more rankings."""
+        qids = self.rankings.qids[:]
+        return len({qids[position] for position in self.members})
+
 
 class Lists(torch.utils.data.Dataset[TrainingList]):
     """All lists of a training, from those of the first step to those of the last.
@@ -111,7 +118,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         data: Queries and rankings.
         tokenizer: With the lengths to train with.
         sampling: Which documents of a ranking a list holds.
-        total: Number of lists; beyond the number of queries, these come again with other documents.
+        total: Number of lists; beyond the number of rankings, these come again with other documents.
         seed: Of the order and the sampling.
         drop_near_duplicates: Whether negatives that nearly repeat a relevant passage are exchanged.
         kept_tokens: Token ids of documents that are kept in memory.
@@ -145,6 +152,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         """A document without a text, by qid: of the queries that were left out so far."""
         qids = np.array(data.rankings.qids[:])
         self._members = data.members[np.argsort(qids[data.members], kind="stable")]  # whatever the run's order
+        self._run_numbers = pd.Series(qids).groupby(qids).cumcount().to_numpy()  # of those that rank the query
         self._order: tuple[int, NDArray[np.int64]] | None = None
         self._queries: dict[str, Tokens] = {}
         self._documents = _DocumentTokens(tokenizer, data.texts, kept_tokens)
@@ -176,7 +184,7 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
                 f"or leave such queries out with on_unusable='skip'."
             )
         self.without_text[qid] = docno
-        if len(self.without_text) == len(self._members):
+        if len(self.without_text) == self.data.distinct:
             raise TrainingDataError(
                 f"{self.who}: every query has a document without a text, such as docno {docno!r} (qid {qid!r}). No "
                 f"query is left."
@@ -186,14 +194,14 @@ class Lists(torch.utils.data.Dataset[TrainingList]):
         """The list of an index; of a query that is left out, the next one's of that epoch."""
         epoch, place = divmod(index, len(self._members))
         order = self._ordered(epoch)
-        ranking = self.data.rankings[int(order[place])]
-        while ranking.qid in self.without_text:
+        while self.data.rankings.qids[int(order[place])] in self.without_text:
             place = (place + 1) % len(order)
-            ranking = self.data.rankings[int(order[place])]
+        position = int(order[place])
+        ranking = self.data.rankings[position]
         draw = self.sampling.draw(
             ranking.docnos,
             self.data.relevance.get(ranking.qid, {}) if self.data.labelled else {},
-            generator(self.seed, epoch, ranking.qid),
+            generator(self.seed, epoch, ranking.qid, int(self._run_numbers[position])),
             self._any_docno,
         )
         return draw, ranking

@@ -25,7 +25,7 @@ class Training:
         losses: The loss or losses, in readable form.
         settings: All settings.
         queries: The number of queries that were trained on.
-        left_out: The number of queries that were left out, by reason.
+        left_out: The number of queries that were left out, by reason; of several runs, that of their rankings.
         log: Columns ``step``, ``loss`` (mean per list since the row before), ``learning_rate`` and, with a validation,
             the measure; NaN where a step has none.
         best_step: The step whose weights were kept; None without a validation.
@@ -34,6 +34,7 @@ class Training:
         seconds: Wall-clock time of this process, from the first step to the last.
         notes: What there is to know of kept work that was taken up.
         student: What the training started from.
+        lists: The number of lists of an epoch: one per query and run.
     """
 
     stage: Stage
@@ -48,6 +49,7 @@ class Training:
     about: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     student: str = ""
+    lists: int = 0
 
     @property
     def table(self) -> pd.DataFrame:
@@ -56,6 +58,7 @@ class Training:
         lines: list[tuple[str, Any]] = [("student", self.student)] if self.student else []
         lines += [(name, self.about[name]) for name in ("teacher", "rankings", "texts") if name in self.about]
         lines += [("loss", self.losses), ("queries", self.queries)]
+        lines += [("lists per epoch", self.lists)] if self.lists > self.queries else []
         lines += [(f"left out: {reason}", number) for reason, number in self.left_out.items()]
         lines += [("steps", self.steps), ("lists per step", self.settings.batch_size)]
         loss = self.log["loss"].dropna()
@@ -87,8 +90,8 @@ class Training:
             }
         return {
             "stage": self.stage, "loss": self.losses, "settings": settings, "data": dict(self.about),
-            "queries": self.queries, "left out": dict(self.left_out), "steps": self.steps, "validation": measured,
-            "seconds": round(self.seconds, 1),
+            "queries": self.queries, "lists per epoch": self.lists, "left out": dict(self.left_out),
+            "steps": self.steps, "validation": measured, "seconds": round(self.seconds, 1),
         }  # fmt: skip
 
     def plot(self) -> Any:

@@ -258,9 +258,17 @@ class _Candidate(NamedTuple):
     relevant: bool
 
 
-def generator(seed: int, epoch: int, qid: str) -> np.random.Generator:
-    """A generator that depends on these three only, not on the order of queries, the processes or numpy's version."""
-    digest = hashlib.blake2b(f"{seed}\0{epoch}\0{qid}".encode(), digest_size=16).digest()
+def generator(seed: int, epoch: int, qid: str, run: int = 0) -> np.random.Generator:
+    """A generator that depends on these only, not on the order of queries, the processes or numpy's version.
+
+    Args:
+        seed: Of the training.
+        epoch: From 0.
+        qid: The query.
+        run: The number of the ranking among the query's, which draw independently.
+    """
+    stated = f"{seed}\0{epoch}\0{qid}" + (f"\0{run}" if run else "")
+    digest = hashlib.blake2b(stated.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 

@@ -138,7 +138,8 @@ def train(
         stage=stage,
         losses=str(Losses.of(settings.loss)),
         settings=settings,
-        queries=len(data.members),
+        queries=data.distinct,
+        lists=len(data.members),
         left_out=sourced.left_out,
         log=_log(trainer.state.log_history, {f"eval_{settings.measure}": settings.measure}),
         best_step=best,
@@ -184,7 +185,7 @@ class _Claim:
     ) -> None:
         stated = {name: value for name, value in settings.as_dict().items() if name not in _FREE}
         given = {
-            "data.queries": len(data.members), "data.rows": data.rankings.rows, "data.rankings": data.rankings,
+            "data.queries": data.distinct, "data.rows": data.rankings.rows, "data.rankings": data.rankings,
             "data.members": data.members, "data.query texts": dict(data.queries), "data.labels": frame(_labels(data)),
             "stage": stage,
         }  # fmt: skip

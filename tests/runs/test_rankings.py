@@ -17,6 +17,8 @@ import pytest
 
 from pyterrier_rankdistillm import extras, runs
 from pyterrier_rankdistillm.runs import Rankings, files, mapped, published, rankings
+from pyterrier_rankdistillm.runs.kinds import walk
+from pyterrier_rankdistillm.runs.rankings import JoinedRankings
 
 TREC = "q2 Q0 a 2 1.5 t\nq2 Q0 b 1 2.5 t\nq1 Q0 a 1 0.25 t\nq3 Q0 c 1 9.0 t\nq3 Q0 d 3 8.0 t\nq3 Q0 a 2 8.5 t\n"
 RUN = pd.DataFrame(
@@ -372,3 +374,33 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     with pytest.raises(FileNotFoundError, match=r"absent\.run"):
         Rankings.from_file(tmp_path / "absent.run")
+
+
+def test_several_runs_one_after_another(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    ranks = pd.DataFrame({"qid": "q1", "docno": ["b", "a"], "rank": [0, 1]})
+    parts = [Rankings.from_frame(RUN), Rankings.from_file(put(tmp_path, TREC)), Rankings.from_frame(ranks)]
+    found = JoinedRankings(parts)
+    expected = [*WITH_QUERIES, *WITHOUT_QUERIES, ("q1", None, ["b", "a"], None)]
+    assert plain(found) == plain(pickle.loads(pickle.dumps(found))) == expected
+    assert list(found.qids) == found.qids[:] == ["q2", "q1", "q3", "q2", "q1", "q3", "q1"]
+    assert (
+        [found.docnos[row] for row in range(found.rows)] == found.docnos[:] == [d for one in expected for d in one[2]]
+    )
+    assert found.docnos[4:8] == found.docnos[:][4:8]
+    assert found.sizes.tolist() == [2, 1, 3, 2, 1, 3, 2]
+    assert found[-1].docnos == ["b", "a"]
+    assert (found.has_scores, JoinedRankings(parts[:2]).has_scores) == (False, True)
+    assert repr(found) == "JoinedRankings(3 runs, 7 rankings, 14 rows)"
+    with pytest.raises(IndexError):
+        found[7]
+    odd = Rankings.from_frame(RUN.assign(score=-RUN["score"]))
+    assert JoinedRankings([odd, parts[0], odd]).contradictions() == ["q2", "q3", "q2", "q3"]
+
+
+def test_what_several_runs_are_is_all_of_them_in_their_order() -> None:
+    some, others = Rankings.from_frame(RUN), Rankings.from_frame(RUN.drop(columns="score"))
+    joined = [[some, others], [others, some], [some, some], [some]]
+    digests = [walk().tree(JoinedRankings(parts)) for parts in joined] + [walk().tree(some)]
+    assert len({str(digest) for digest in digests}) == 5
+    assert str(walk().tree(JoinedRankings([some, others]))) == str(digests[0])

@@ -436,3 +436,114 @@ def test_bad_validation(model: tiny.Tiny, valid: Any, qrels: Any, complaint: str
     with pytest.raises(TrainingDataError) as caught:
         toy.distillation(model.folder).fit(toy.TRAIN, None, valid, qrels)
     assert str(caught.value) == f"Distillation: {complaint}"
+
+
+# --- several runs ---
+
+SECOND = TEACHER[TEACHER["qid"] < "q6"].reset_index(drop=True)
+"""Another ranking of six of the topics."""
+
+
+def several(*given: Any, inp: pd.DataFrame | None = toy.TOPICS, **settings: Any) -> Sourced:
+    return taught(inp, given={"run": list(given), "text": toy.Texts()}, **settings)
+
+
+def test_several_runs_are_several_lists_of_a_topic_each_in_its_own_order(tmp_path: Path) -> None:
+    runs.write(SECOND, tmp_path / "second.run.gz")
+    found = several(RUN, tmp_path / "second.run.gz")
+    assert members(found) == [*QIDS, *QIDS[:6]]
+    orders = [(one.qid, one.docnos) for one in found.data.rankings]
+    assert orders == [*plain(taught()).items(), *((qid, REVERSED[qid]) for qid in QIDS[:6])]
+    assert found.data.distinct == 8
+    assert (found.about["teacher"], found.about["rankings"]) == ("a frame, second.run.gz",) * 2
+    assert members(several(SECOND)) == QIDS[:6]  # one in a list is one
+
+
+def test_what_is_wrong_with_one_of_several_runs_names_it(tmp_path: Path) -> None:
+    short = SECOND[(SECOND["qid"] != "q2") | (SECOND["rank"] == 0)]
+    runs.write(short, tmp_path / "short.run")
+    expected = (
+        r"1 of 14 rankings have fewer than two documents \('q2' of run\[1\] \(short.run\)\). Mend the data, or leave "
+        r"such rankings out with on_unusable='skip'."
+    )
+    with pytest.raises(TrainingDataError, match=expected):
+        several(RUN, tmp_path / "short.run")
+    found = several(RUN, tmp_path / "short.run", on_unusable="skip")
+    assert members(found) == [*QIDS, *(qid for qid in QIDS[:6] if qid != "q2")]  # the other run's q2 stays
+    assert found.left_out == {"have fewer than two documents": 1}
+    labels = QRELS[QRELS["qid"] != "q7"]
+    with pytest.raises(TrainingDataError, match=r"of 14 rankings .*'q7' of run\[0\] \(a frame\)"):
+        labelled(toy.TOPICS, labels, given={"run": [RUN, SECOND], "text": toy.Texts()})
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "complaint"),
+    [
+        ([], ValueError, r"^Distillation: run is an empty list. Give at least one run.$"),
+        ([RUN, 3], TypeError, r"^Distillation: run\[1\] must be a frame, a run file"),
+        ([RUN, "nowhere.run"], FileNotFoundError, r"^Distillation: run\[1\] must be .*nowhere.run is not there"),
+        (
+            [RUN, SECOND.assign(score=-SECOND["score"])],
+            TrainingDataError,
+            r"run\[1\] \(a frame\) has ranks that contradict its scores .*runs.read\(run\[1\], order='rank'\)",
+        ),
+    ],
+    ids=["none", "no run", "no file", "contradiction"],
+)
+def test_several_runs_that_are_none(given: list[Any], error: type[Exception], complaint: str) -> None:
+    with pytest.raises(error, match=complaint):
+        several(*given)
+
+
+def test_several_runs_have_one_query_per_topic() -> None:
+    asked = SECOND.assign(query=SECOND["qid"].map(toy.QUERIES))
+    assert several(RUN, asked, inp=None).data.queries == toy.QUERIES
+    other = asked.assign(query=asked["query"] + " again")
+    expected = (
+        r"run\[0\] \(a frame\) and run\[1\] \(a frame\) have different queries for qid 'q0': .* again'. Give runs"
+    )
+    with pytest.raises(TrainingDataError, match=expected):
+        several(RUN, other, inp=None)
+
+
+def test_a_loss_over_scores_needs_those_of_all_runs() -> None:
+    ranks = SECOND.drop(columns="score")
+    several(RUN, SECOND, loss="margin_mse")
+    with pytest.raises(TrainingDataError, match="margin_mse"):
+        several(RUN, ranks, loss="margin_mse")
+    several(RUN, ranks, loss="ranknet")
+
+
+def test_a_teacher_is_one_thing(model: tiny.Tiny) -> None:
+    expected = (
+        r"^Distillation: teacher must be .*; got list. Several runs .* fit as run=\[...\]. An ensemble is one pipe"
+    )
+    with pytest.raises(TypeError, match=expected):
+        Distillation(model.folder, teacher=[RUN, TEACHER])  # type: ignore[arg-type]
+
+
+def test_an_ensemble_of_teachers_is_a_pipeline(model: tiny.Tiny) -> None:
+    by_length = pt.apply.doc_score(lambda row: -len(row["text"]))
+    by_docno = pt.apply.doc_score(lambda row: int(row["docno"][1:]))
+    expected = {
+        qid: rows.assign(s=rows["docno"].str[1:].astype(int) * 0.9 - rows["text"].str.len() * 0.1)
+        .sort_values(["s", "docno"], ascending=[False, False])["docno"]
+        .tolist()
+        for qid, rows in RUN.groupby("qid")
+    }
+    ensemble = 0.1 * by_length + 0.9 * by_docno
+    assert plain(taught(given={"teacher": ensemble})) == expected
+    one = toy.distillation(model.folder, steps=1, teacher=ensemble)
+    (toy.first_stage() >> one).fit(toy.TOPICS, None)
+    assert "teacher" in one.training.about
+
+
+def test_a_fusion_of_runs_is_a_teacher() -> None:
+    pta = pytest.importorskip("pyterrier_alpha")
+    fusion = pta.RRFusion(pt.Transformer.from_df(RUN), pt.Transformer.from_df(TEACHER), k=60)
+    fused = fusion(toy.TOPICS)
+    found = taught(toy.TOPICS, given={"run": fused, "text": toy.Texts()})
+    assert members(found) == QIDS
+    assert found.data.rankings.has_scores
+    by_teacher = taught(given={"teacher": fused})
+    assert plain(by_teacher) == plain(found)

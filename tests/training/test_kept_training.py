@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,24 @@ def test_a_training_without_a_checkpoint_is_begun_anew(model: tiny.Tiny, tmp_pat
         checkpoint.rename(tmp_path / "away")  # as if it had been stopped before the first
     toy.distillation(model.folder, **options, seed=7).fit(toy.TRAIN, None)
     assert list((tmp_path / "kept").glob("checkpoint-*"))
+
+
+def test_a_training_on_several_runs_is_resumed_and_is_that_of_these_runs(model: tiny.Tiny, tmp_path: Path) -> None:
+    upside_down = toy.TRAIN.assign(rank=5 - toy.TRAIN["rank"], score=-toy.TRAIN["score"])
+    options: dict[str, Any] = {"steps": 4, "sample_size": 3, "sampling": "random", "save_every": 2}
+
+    def trained(runs: list[pd.DataFrame], folder: str, **changes: Any) -> Any:
+        one = toy.distillation(model.folder, **options | changes, folder=tmp_path / folder)
+        one.fit(run=runs, text=toy.Texts())
+        return one
+
+    whole = trained([toy.TRAIN, upside_down], "whole")
+    assert (whole.training.queries, whole.training.lists) == (6, 12)
+    assert ("lists per epoch", 12) in list(whole.training.table.itertuples(index=False, name=None))
+    trained([toy.TRAIN, upside_down], "kept")
+    shutil.rmtree(tmp_path / "kept" / "checkpoint-4")  # as if it had been stopped between steps 2 and 4
+    resumed = trained([toy.TRAIN, upside_down], "kept", resume=True)
+    assert toy.same(toy.weights(resumed.reranker), toy.weights(whole.reranker))
+    for others in ([upside_down, toy.TRAIN], [toy.TRAIN, toy.TRAIN], [toy.TRAIN]):
+        with pytest.raises(KeptWorkError, match=r"holds another training: .*data\.r"):
+            trained(others, "kept", resume=True)

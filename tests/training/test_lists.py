@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import tiny
 import torch
 import toy
 
+from pyterrier_rankdistillm.errors import TrainingDataError
 from pyterrier_rankdistillm.runs import Rankings, write
+from pyterrier_rankdistillm.runs.rankings import JoinedRankings
 from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.tokenizer import PairTokenizer
 from pyterrier_rankdistillm.training.lists import Lists, Texts, TrainingData, TrainingList, as_relevance
@@ -362,3 +365,39 @@ def test_texts_at_hand_and_loaded() -> None:
 def test_as_relevance() -> None:
     qrels = pd.DataFrame({"qid": ["a", "b", "a", "c"], "docno": ["x", "x", "y", "z"], "label": [1, 2, 0, -1]})
     assert as_relevance(qrels, ["a", "c", "d"]) == {"a": {"x": 1, "y": 0}, "c": {"z": -1}}
+
+
+# --- several runs ---
+
+
+def all_of(lists: Lists) -> list[TrainingList]:
+    return lists.__getitems__(range(len(lists)))
+
+
+def two_runs() -> TrainingData:
+    upside_down = toy.RUN.assign(rank=5 - toy.RUN["rank"], score=-toy.RUN["score"])
+    once, again = (Rankings.from_frame(run[["qid", "docno", "score", "rank"]]) for run in (toy.RUN, upside_down))
+    return data(rankings=JoinedRankings([once, again]), labelled=False)
+
+
+def test_the_rankings_of_several_runs_draw_independently(tokenizer: PairTokenizer) -> None:
+    sampling = Sampling("random", sample_size=3)
+    single = lists_of(tokenizer, sampling, data=data(labelled=False), total=8)
+    both = lists_of(tokenizer, sampling, data=two_runs(), total=16)
+    assert sorted(one.qid for one in all_of(both)) == sorted([*QIDS, *QIDS])  # an epoch has each ranking once
+    drawn = {qid: [plain(one) for one in all_of(both) if one.qid == qid] for qid in QIDS}
+    alone = {one.qid: plain(one) for one in all_of(single)}
+    assert all(alone[qid] in drawn[qid] for qid in QIDS)  # the first run's are those that it has alone
+    pairs = [[sorted(map(tuple, ids)) for _, ids, _ in drawn[qid]] for qid in QIDS]
+    assert sum(one != other for one, other in pairs) > 4  # not the same documents twice
+
+
+def test_a_query_that_is_left_out_is_so_in_all_runs(tokenizer: PairTokenizer) -> None:
+    given = two_runs()
+    one = given.rankings[0]
+    known = {docno: text for docno, text in toy.TEXTS.items() if docno not in one.docnos}
+    some = replace(given, texts=Texts(known), members=np.array([0, 8]))
+    lists = lists_of(tokenizer, Sampling(), data=some, total=2, on_unusable="skip")
+    with pytest.raises(TrainingDataError, match=f"every query has a document without a text.*{one.qid}"):
+        lists[0]
+    assert list(lists.without_text) == [one.qid]

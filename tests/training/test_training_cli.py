@@ -14,7 +14,7 @@ import pytest
 import tiny
 import toy
 
-from pyterrier_rankdistillm import Distillation, FineTuning, MonoElectra, cli, runs
+from pyterrier_rankdistillm import Checkpoint, Distillation, FineTuning, MonoElectra, cli, runs
 from pyterrier_rankdistillm.training.settings import Settings, descriptions
 
 # The tiny student reads 6 and 16 tokens.
@@ -155,3 +155,17 @@ def test_only_the_main_process_writes(
         monkeypatch.setenv("RANK", rank)
         assert cli.main(["distill", str(model.folder), str(run_file), str(tmp_path / "student"), *QUICK]) == 0
         assert len(wrote) == writes
+
+
+def test_several_runs(model: tiny.Tiny, run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.read(run_file)
+    other = tmp_path / "other.run"
+    runs.write(run.assign(score=-run["score"], rank=run.groupby("qid")["rank"].transform("max") - run["rank"]), other)
+    command = ["distill", str(model.folder), str(run_file), str(tmp_path / "student"), "--run"]
+    assert cli.main([*command, str(tmp_path / "nowhere.run"), *QUICK]) == 1
+    assert "--run must be a frame, a run file" in one_line(capsys, "distill")
+    assert cli.main([*command, str(other), *QUICK]) == 0
+    made = Checkpoint.open(tmp_path / "student").record
+    assert made is not None
+    assert made["data"]["rankings"] == "bm25.run.gz, other.run"
+    assert made["training"]["lists per epoch"] == 2 * made["training"]["queries"]
