@@ -225,7 +225,7 @@ class Study:
 
     def prepare(self, e5: Path | None) -> None:
         """e5's runs, the backbone, and what stage 1 is trained on."""
-        from train_demo_checkpoint import BiEncoder, factorised, minilm
+        from train_demo_checkpoint import STARTS, BiEncoder, factorised, minilm
 
         (self.folder / "cells").mkdir(parents=True, exist_ok=True)
         for year in YEARS:
@@ -237,7 +237,7 @@ class Study:
                     teacher, pt.Transformer.from_df(self.first_stage(year)), self.topics(year), file, depth=100
                 )
         if not self.start.exists():
-            factorised(minilm(), self.texts(*YEARS)["text"].tolist()).save(self.start)
+            factorised(minilm(), self.texts(*YEARS)["text"].tolist(), STARTS["minilm"]).save(self.start)
         if not (self.folder / "stage-1.qrels").exists():
             self._make_stage_1()
 

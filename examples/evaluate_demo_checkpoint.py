@@ -54,7 +54,10 @@ class Setting:
         """Evaluates re-rankers over the first stage."""
         folder = data / self.folder
         texts = folder / "passages.jsonl.gz"
-        given: dict[str, Any] = {"topics": folder / "queries.tsv", "qrels": folder / "qrels.txt", "text": texts}
+        given: dict[str, Any] = {
+            "topics": folder / "queries.tsv", "qrels": folder / "qrels.txt", "text": texts,
+            "baseline": next(iter(systems)),
+        }  # fmt: skip
         if self.run is not None:
             run = data / "trec-dl-runs" / self.run
             return reproduce(f"trec-dl-{self.year}", systems, first_stage=run, condensed=True, **given)
@@ -74,18 +77,14 @@ def live(name: str, folder: str) -> Setting:
     return Setting(f"{name}, live BM25 (PISA) top {LIVE_DEPTH}", folder)
 
 
-CONDENSED_BM25 = trec_dl(2019, "BM25 (Pyserini)", "bm25-pyserini")
-VASWANI, CISI = live("Vaswani", "vaswani"), live("CISI", "cisi")
 SETTINGS = (
-    CONDENSED_BM25,
+    trec_dl(2019, "BM25 (Pyserini)", "bm25-pyserini"),
     trec_dl(2020, "BM25 (Pyserini)", "bm25-pyserini"),
     trec_dl(2019, "BM25 (PyTerrier)", "bm25-pyterrier"),
     trec_dl(2019, "ColBERTv2", "colbertv2"),
     trec_dl(2020, "ColBERTv2", "colbertv2"),
-    live("TREC DL 2019 pool", "trec-dl-2019-pool"),
-    live("TREC DL 2020 pool", "trec-dl-2020-pool"),
-    VASWANI,
-    CISI,
+    live("Vaswani", "vaswani"),
+    live("CISI", "cisi"),
 )
 
 
@@ -93,11 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="*", default=["demo=rankdistillm:demo"], help="NAME=MODEL")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", default="", help="settings whose name has this, such as 2020 or Vaswani")
     parser.add_argument("--also", type=Path, nargs="+", default=[], help="folders of further collections")
     args = parser.parse_args()
     systems = {name: MonoElectra(model) for name, model in (model.split("=", 1) for model in args.model)}
     rows = []
-    for setting in (*SETTINGS, *(live(folder.name, str(folder.absolute())) for folder in args.also)):
+    settings = (*SETTINGS, *(live(folder.name, str(folder.absolute())) for folder in args.also))
+    for setting in (setting for setting in settings if args.only in setting.name):
         result = setting.reproduce(systems, args.data)
         first_stage = first_stage_of(result)
         values = {"first stage": first_stage["value"], **result.cells.set_index("system").loc[list(systems), "value"]}

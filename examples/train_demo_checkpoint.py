@@ -14,9 +14,10 @@
 2. **Lists**: BM25's top 50 of each query, within its collection; for MS MARCO's queries e5's top 50 too.
 3. **Teachers**: the cosine of e5-small-v2 (Wang et al., 2022) for MS MARCO's passages, that of all-MiniLM-L6-v2
    (Reimers and Gurevych, 2019) for Vaswani and CISI, where e5 is no better than BM25.
-4. **Start**: the six layers of MiniLM (``--start minilm``), or six of e5's twelve (``--start e5``). To stay
-   below 30 MB their 384-wide embeddings are factorised to 120, as ELECTRA-small's are, and fitted to reproduce the
-   384-wide ones' output.
+4. **Start**: the six layers of MiniLM, or six of e5's twelve. To stay below 30 MB their 384-wide embeddings are
+   factorised, as ELECTRA-small's are, and fitted to reproduce the 384-wide ones' output: those of all 30,522 words to
+   120 (``--start all-words``, which the package has), or those of the 16,000 words that the passages use most to 240
+   (``--start minilm``, ``--start e5``).
 5. **Training**: ``Distillation`` (Schlatt et al., ECIR 2025), its targets the teacher's margins.
 """
 
@@ -48,8 +49,6 @@ from pyterrier_rankdistillm import Checkpoint, Distillation
 from pyterrier_rankdistillm.scoring.encoder import CrossEncoder
 from pyterrier_rankdistillm.scoring.tokenizer import Lengths, PairTokenizer
 
-WORDS = 16_000  # of 30,522: 99.2 % of the tokens of the passages
-EMBEDDING_SIZE = 240  # with all words it could be no more than 120, and 30 MB
 LAYERS = 6
 POSITIONS = 320  # room for 32 + 256 tokens and three special ones
 DEPTH = 50
@@ -81,6 +80,28 @@ SOURCES = {
     "vaswani": Source(("vaswani",), 4000, "minilm"),
     "cisi": Source(("cisi",), 1000, "minilm", copies=8),
 }
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is trained from: layers of a BERT under narrow embeddings, no more than 30 MB in float16.
+
+    Args:
+        encoder: Whose layers: a key of ``TEMPERATURES``.
+        words: How many are kept; 16,000 are 99.2 % of the tokens of the passages.
+        embedding_size: The embeddings' width.
+    """
+
+    encoder: str
+    words: int
+    embedding_size: int
+
+
+STARTS = {
+    "all-words": Start("minilm", 30_522, 120),
+    "minilm": Start("minilm", 16_000, 240),
+    "e5": Start("e5", 16_000, 240),
+}
 TEMPERATURES = {"e5": 0.01, "minilm": 0.06}
 """What cosines are divided by, so that a list's scores spread by about 2 for either teacher."""
 
@@ -96,10 +117,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="needed until all in --folder is made")
     parser.add_argument("--e5", type=Path, help="folder of e5-small-v2, likewise")
     parser.add_argument("--folder", type=Path, required=True, help="folder for intermediate results")
-    parser.add_argument("--start", choices=["minilm", "e5"], default="minilm", help="(default: %(default)s)")
+    parser.add_argument("--start", choices=STARTS, default="all-words", help="(default: %(default)s)")
     parser.add_argument("--loss", choices=LOSSES, default="ranknet", help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=6000, help="of --batch-size lists (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="lists a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=923, help="of --batch-size lists (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="lists a step (default: %(default)s)")
     parser.add_argument("--list-size", type=int, default=24, help="passages a list (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-4, help="(default: %(default)s)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: bfloat16 on a GPU, else float32")
@@ -157,7 +178,7 @@ def prepare(data: Path, e5: Path, folder: Path) -> None:
     - ``lists.parquet``: queries' lists, with a column of cosines per teacher
     - ``topics.tsv``, ``teacher.parquet``: what is trained on
     - ``aside.parquet``: the lists of the queries that are put aside
-    - ``start-minilm``, ``start-e5``: what is trained from
+    - ``start-NAME`` for each of ``STARTS``: what is trained from
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoders = {"e5": (e5, "query: ", "passage: "), "minilm": (minilm(), "", "")}
@@ -170,9 +191,10 @@ def prepare(data: Path, e5: Path, folder: Path) -> None:
     with gzip.open(folder / "texts.jsonl.gz", "wt", encoding="utf-8", compresslevel=1) as file:
         file.writelines(json.dumps({"docno": docno, "text": text}) + "\n" for docno, text in texts.items())
     split(pd.read_parquet(folder / "lists.parquet"), folder)
-    for name, (model, *_) in encoders.items():
+    for name, start in STARTS.items():
         if not (folder / f"start-{name}").exists():
-            factorised(str(model), list(texts.values())).save(folder / f"start-{name}")
+            model, *_ = encoders[start.encoder]
+            factorised(str(model), list(texts.values()), start).save(folder / f"start-{name}")
 
 
 def split(lists: pd.DataFrame, folder: Path) -> None:
@@ -386,16 +408,16 @@ def minilm() -> str:
 # --- the start --------------------------------------------------------------------------------------------------------
 
 
-def factorised(model: str, texts: list[str]) -> Checkpoint:
+def factorised(model: str, texts: list[str], start: Start) -> Checkpoint:
     """Six layers of a BERT under narrow embeddings, fitted to the wide ones' output on real text and on all tokens."""
     with tempfile.TemporaryDirectory() as scratch:
-        with_fewer_words(Path(model), texts, Path(scratch))
+        with_fewer_words(Path(model), texts, start.words, Path(scratch))
         wide = Checkpoint.open(scratch, new_head_seed=42)
     depth = wide.encoder.config.num_hidden_layers
     kept = np.linspace(0, depth - 1, LAYERS).round().astype(int).tolist()  # the first and the last, and between
     config = replace(
-        wide.encoder.config, model_type="electra", embedding_size=EMBEDDING_SIZE, max_position_embeddings=POSITIONS,
-        num_hidden_layers=len(kept),
+        wide.encoder.config, model_type="electra", embedding_size=start.embedding_size, num_hidden_layers=len(kept),
+        max_position_embeddings=POSITIONS,
     )  # fmt: skip
     narrow = CrossEncoder(config)
     held = {f"encoder.layer.{old}.": f"encoder.layer.{new}." for new, old in enumerate(kept)}
@@ -412,7 +434,7 @@ def factorised(model: str, texts: list[str]) -> Checkpoint:
     return Checkpoint(narrow, wide.tokenizer.with_lengths(lengths), source=source)
 
 
-def with_fewer_words(model: Path, texts: list[str], output: Path) -> None:
+def with_fewer_words(model: Path, texts: list[str], number: int, output: Path) -> None:
     """A BERT's folder with the words that the texts use most; what it drops is read as pieces that it keeps."""
     read = Tokenizer.from_file(str(model / "tokenizer.json"))
     read.no_truncation()
@@ -425,7 +447,7 @@ def with_fewer_words(model: Path, texts: list[str], output: Path) -> None:
     specials = {token["content"] for token in tokenizer["added_tokens"]}
     always = specials | {word for word in ids if word.isascii() and len(word.removeprefix("##")) == 1}
     by_use = sorted(set(ids) - always, key=lambda word: (-used[ids[word]], ids[word]))
-    words = sorted([*always, *by_use[: WORDS - len(always)]], key=ids.__getitem__)
+    words = sorted([*always, *by_use[: number - len(always)]], key=ids.__getitem__)
     new = {word: n for n, word in enumerate(words)}
     tokenizer["model"]["vocab"] = new
     for token in tokenizer["added_tokens"]:
@@ -453,7 +475,7 @@ def fit_embeddings(wide: CrossEncoder, narrow: CrossEncoder, tokenizer: PairToke
         frequency = torch.bincount(stream, minlength=len(words)).float() + 1.0
         mean = (outputs * frequency[:, None]).sum(0) / frequency.sum()
         weighted = (outputs - mean) * frequency.sqrt()[:, None]
-        basis = torch.linalg.svd(weighted, full_matrices=False).Vh[:EMBEDDING_SIZE]  # (narrow, wide)
+        basis = torch.linalg.svd(weighted, full_matrices=False).Vh[: narrow.config.embedding_size]  # (narrow, wide)
         components = (outputs - mean) @ basis.T
         scale = components.std()
         narrow.embeddings.word_embeddings.weight.copy_(components / scale)

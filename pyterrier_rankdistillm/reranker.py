@@ -101,9 +101,11 @@ class CrossEncoderReRanker(pt.Transformer):
             ``"tf32"``, on an NVIDIA GPU from capability 8.0: float32 with products of rounded inputs, which changes
             scores in the second or third digit; or ``"int8"`` for the linear layers, which is faster on an x86 CPU and
             changes scores in the first or second digit. Where a CPU does not gain from a half precision, float32 is
-            computed, with a ``PrecisionWarning``; ``precision``, ``repr`` and records say which.
-        batch_tokens: Number of tokens per batch, padding included; default: 512 on the CPU, 32,768 elsewhere. Scores do
-            not depend on it. When memory runs out, it is halved and the batch is tried again.
+            computed, with a ``PrecisionWarning``; ``precision``, ``repr`` and records say which. Other scores than
+            float32's depend a little on the other pairs of their batch (with the demo checkpoint: bfloat16's by up to
+            0.02 on a CPU).
+        batch_tokens: Number of tokens per batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
+            float32 scores do not depend on it. When memory runs out, it is halved and the batch is tried again.
         query_length: Number of tokens read of a query; default: the checkpoint's (32 for the published ones).
         doc_length: Number of tokens read of a text; default: the checkpoint's (256 for the published ones). Longer
             texts are truncated, with one ``TruncationWarning``. For long documents, score passages:

@@ -52,8 +52,8 @@ def test_it_re_ranks_the_demo_collection() -> None:
 @pytest.mark.filterwarnings("ignore::pyterrier_rankdistillm.TruncationWarning")
 @pytest.mark.parametrize(
     ("year", "documents", "first_stage", "least"),
-    # Measured: 0.638 and 0.580.
-    [(2019, 4269, 0.512, 0.63), (2020, 5315, 0.477, 0.57)],
+    # Measured: 0.659 and 0.626.
+    [(2019, 4269, 0.512, 0.65), (2020, 5315, 0.477, 0.62)],
 )
 def test_it_re_ranks_the_condensed_trec_dl_list(
     shared: Path, year: int, documents: int, first_stage: float, least: float

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyterrier_rankdistillm import Checkpoint, MonoElectra
 from pyterrier_rankdistillm.reranker import TruncationWarning
@@ -310,13 +314,44 @@ def test_tf32_needs_a_gpu(opened: Checkpoint) -> None:
         Scorer(opened, device="cpu", dtype="tf32")
 
 
+class Casts(TorchDispatchMode):
+    """Notes the shapes of the tensors that are cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[torch.Size] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op is torch.ops.aten._to_copy.default and "dtype" in kwargs:
+            self.shapes.add(args[0].shape)
+        return op(*args, **kwargs or {})
+
+
+def test_half_precision_casts_no_weight_in_a_batch(tmp_path: Path) -> None:
+    opened = Checkpoint.open(families.make(tmp_path / "model", "bert"))
+    half = opened.encoder.on(torch.device("cpu"))
+    half.compute_in(torch.bfloat16)
+    tokenizer = opened.tokenizer
+    pairs = [
+        tokenizer.join(tokenizer.encode_queries(["cat"])[0], doc)
+        for doc in tokenizer.encode_docs(["sun", "the rain", "the cat sat"])
+    ]
+    batch = [torch.from_numpy(x) for x in tokenizer.pad(pairs)]
+    with torch.no_grad(), Casts() as casts:
+        half(*batch)
+    # Of a layer the input of its attention and of its first dense layer; and the mask.
+    hidden = torch.Size([*batch[0].shape, 32])
+    assert hidden in casts.shapes
+    assert not {weight.shape for weight in half.parameters()} & casts.shapes
+
+
 @pytest.mark.parametrize("name", ["electra", "roberta", "modernbert-cls", "deberta-v2", "albert"])
 def test_half_precision_casts_the_layers_once_and_keeps_the_rest(name: str, tmp_path: Path) -> None:
     opened = Checkpoint.open(families.make(tmp_path / "model", name))
     whole = Scorer(opened, device="cpu")
     half = opened.encoder.on(torch.device("cpu"))
     half.compute_in(torch.bfloat16)
-    linear = {id(getattr(m, n)) for m, n, _ in half.linear_maps()}
+    linear = {id(getattr(m, n)) for m, n, *_ in half.linear_maps()}
     for module_name, part in half.named_modules():
         for parameter_name, parameter in part.named_parameters(recurse=False):
             expected = torch.bfloat16 if id(part) in linear else torch.float32
@@ -328,3 +363,30 @@ def test_half_precision_casts_the_layers_once_and_keeps_the_rest(name: str, tmp_
     torch.testing.assert_close(scores, near, rtol=0, atol=0.1)
     assert len(scores.unique()) == len(near.unique())  # the head does not collapse close scores
     assert all(weight.dtype == torch.float32 for weight in opened.encoder.parameters())
+
+
+# --- the benchmark of GPUs ---
+
+
+def test_the_benchmark_of_gpus_runs_in_miniature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--small", "--no-peers", "--output", str(tmp_path / "gpu")])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a CPU without bfloat16 says so
+        benchmark.main()
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    systems = {row["system"]: row for row in report["rows"]}
+    assert {"ours, float32", "ours, bfloat16", "ours, float16"} <= systems.keys()
+    assert systems["ours, float32"]["largest difference"] == 0
+    assert all(row["pairs per second"] > 0 and row["largest difference"] < 0.1 for row in systems.values())
+    table = (tmp_path / "gpu.md").read_text()
+    assert table.count("\n| tiny, ours") == len(systems)
+    assert "tf32" in capsys.readouterr().out  # which a CPU does not have

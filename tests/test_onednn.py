@@ -14,6 +14,7 @@ from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
 from pyterrier_rankdistillm.scoring.encoder import ACTIVATIONS
 from pyterrier_rankdistillm.scoring.onednn import (
     BFloat16Linear,
+    Int7Linear,
     Int8Linear,
     PackedLinear,
     computed_in,
@@ -22,8 +23,11 @@ from pyterrier_rankdistillm.scoring.onednn import (
     works,
 )
 
-KINDS = [PackedLinear, pytest.param(BFloat16Linear, marks=tiny.needs_bfloat16), Int8Linear]
-pytestmark = pytest.mark.skipif(not works(PackedLinear) or not works(Int8Linear), reason="no x86 CPU with oneDNN")
+BEST: type[Int8Linear] = Int8Linear if works(Int8Linear) else Int7Linear
+needs_vnni = pytest.mark.skipif(not works(Int8Linear), reason="no CPU that sums 8-bit products in 32 bits")
+KINDS = [PackedLinear, pytest.param(BFloat16Linear, marks=tiny.needs_bfloat16), BEST]
+INT8 = [pytest.param(Int8Linear, 127, marks=needs_vnni), (Int7Linear, 63)]
+pytestmark = pytest.mark.skipif(not works(PackedLinear) or not works(Int7Linear), reason="no x86 CPU with oneDNN")
 
 
 def linear_and_input(outputs: int = 48, inputs: int = 80) -> tuple[nn.Linear, Tensor]:
@@ -33,17 +37,23 @@ def linear_and_input(outputs: int = 48, inputs: int = 80) -> tuple[nn.Linear, Te
     return linear, torch.randn(3, 7, inputs) * torch.rand(3, 7, 1) * 10
 
 
-def rounded_weight(weight: Tensor) -> Tensor:
-    """To whole steps from zero, 63 of them to each row's largest magnitude, in float64."""
-    step = weight.double().abs().amax(-1, keepdim=True) / 63
+def rounded_weight(weight: Tensor, steps: int) -> Tensor:
+    """To whole steps from zero, 127 (or 63) of them to each row's largest magnitude, in float64."""
+    step = weight.double().abs().amax(-1, keepdim=True) / steps
     return (weight.double() / step).round() * step
 
 
-def rounded_input(x: Tensor) -> Tensor:
-    """To whole steps from each row's smallest number, 255 of them to its largest, in float64."""
+def rounded_input(x: Tensor, kind: type[Int8Linear]) -> Tensor:
+    """To whole steps from zero, 127 of them to each row's largest magnitude, or 254 to its range, in float64."""
     least, most = x.double().aminmax(dim=-1, keepdim=True)
-    step = (most - least) / 255
-    return ((x.double() - least) / step).round() * step + least
+    step = (most - least) / 254 if kind is Int7Linear else torch.maximum(most, -least) / 127
+    return (x.double() / step).round() * step
+
+
+def rounded_activation(x: Tensor, below: int, least: float) -> Tensor:
+    """To whole steps, as many of them ``below`` zero as reach ``least``, in float64."""
+    step = (x.double().amax(-1, keepdim=True) / (255 - below)).clamp_min(-least / below if below else 0)
+    return (x.double() / step).round() * step
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
@@ -105,40 +115,76 @@ def test_half_precisions_are_computed_where_they_gain(monkeypatch: pytest.Monkey
         works.cache_clear()
 
 
+@pytest.mark.parametrize(("kind", "steps"), INT8)
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @torch.inference_mode()
-def test_int8_equals_the_product_of_the_rounded_numbers(activation: str | None) -> None:
+def test_int8_equals_the_product_of_the_rounded_numbers(
+    kind: type[Int8Linear], steps: int, activation: str | None
+) -> None:
     linear, x = linear_and_input()
-    expected = (rounded_input(x) @ rounded_weight(linear.weight).T + linear.bias).float()
+    expected = (rounded_input(x, kind) @ rounded_weight(linear.weight, steps).T + linear.bias).float()
     if activation is not None:
         expected = ACTIVATIONS[activation](expected)
-    torch.testing.assert_close(Int8Linear(linear, activation)(x), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(kind(linear, activation)(x), expected, rtol=1e-5, atol=1e-4)
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    ("follows", "below", "least"), [("gelu", 32, -0.17), ("gelu_new", 32, -0.1701), ("relu", 0, 0)]
+)
+@torch.inference_mode()
+def test_int8_of_what_an_activation_gave_wastes_no_steps_below_its_least(
+    follows: str, below: int, least: float
+) -> None:
+    linear, x = linear_and_input()
+    for given in (ACTIVATIONS[follows](x), ACTIVATIONS[follows](x / 100)):
+        expected = (
+            rounded_activation(given, below, least) @ rounded_weight(linear.weight, 127).T + linear.bias
+        ).float()
+        torch.testing.assert_close(Int8Linear(linear, None, follows)(given), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_no_activation_gives_less_than_its_least(name: str) -> None:
+    found = ACTIVATIONS[name](torch.linspace(-10, 10, 200_001)).min().item()
+    assert found - 1e-3 < onednn._LEAST_ACTIVATION[name] <= found
+
+
+@torch.inference_mode()
+def test_int8_inputs_are_rounded_once_for_all_layers_that_read_them() -> None:
+    linear, x = linear_and_input()
+    int8 = BEST(linear)
+    read = int8.read(x)
+    assert (read.steps.dtype, read.steps.shape, read.sizes.shape) == (torch.uint8, x.shape, (*x.shape[:-1], 1))
+    assert int8.read(read) is read
+    assert torch.equal(int8(read), int8(x))
 
 
 @torch.inference_mode()
 def test_int8_is_near_float32() -> None:
     linear, x = linear_and_input()
     expected = linear(x)
-    error = (Int8Linear(linear)(x) - expected).std() / expected.std()
+    error = (BEST(linear)(x) - expected).std() / expected.std()
     assert 0 < error < 0.02
 
 
 @torch.inference_mode()
 def test_int8_of_a_token_does_not_depend_on_its_company() -> None:
     linear, x = linear_and_input()
-    int8 = Int8Linear(linear)
+    int8 = BEST(linear)
     assert torch.equal(int8(x * 1.0)[1, 2], int8(x[1:2, 2:3])[0, 0])
     x[0] *= 1000
     assert torch.equal(int8(x)[1, 2], int8(x[1:2, 2:3])[0, 0])
 
 
+@needs_vnni
 @torch.inference_mode()
-def test_int8_has_all_steps_for_inputs_on_one_side_of_zero() -> None:
+def test_int8_has_more_steps_for_what_an_activation_gave() -> None:
     linear, x = linear_and_input()
-    linear.weight.copy_(rounded_weight(linear.weight))  # so that only inputs are rounded
-    one_side = x.abs() + 1.0
-    error, error_of_positive = ((Int8Linear(linear)(inputs) - linear(inputs)).std().item() for inputs in (x, one_side))
-    assert 0 < error_of_positive < 0.7 * error
+    linear.weight.copy_(rounded_weight(linear.weight, 127))  # so that only inputs are rounded
+    given = F.gelu(x)
+    error, less = ((Int8Linear(linear, None, f)(given) - linear(given)).std().item() for f in (None, "gelu"))
+    assert 0 < less < 0.7 * error
 
 
 @pytest.mark.parametrize("value", [3.0, -2.5, 1e-30])
@@ -146,8 +192,8 @@ def test_int8_has_all_steps_for_inputs_on_one_side_of_zero() -> None:
 def test_int8_of_equal_inputs_is_exact(value: float) -> None:
     linear, x = linear_and_input()
     x = torch.full_like(x, value)
-    expected = (x.double() @ rounded_weight(linear.weight).T + linear.bias).float()
-    torch.testing.assert_close(Int8Linear(linear)(x), expected, rtol=1e-6, atol=1e-5)
+    expected = (x.double() @ rounded_weight(linear.weight, BEST.weight_steps).T + linear.bias).float()
+    torch.testing.assert_close(BEST(linear)(x), expected, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,11 +216,11 @@ def _clear(linear: nn.Module) -> None:
 def test_int8_does_not_hide_what_is_not_finite(bad: float) -> None:
     linear, x = linear_and_input()
     x[0, 3, 5] = bad
-    y = Int8Linear(linear)(x)
+    y = BEST(linear)(x)
     assert not y[0, 3].isfinite().any()
     assert y[1:].isfinite().all()
     linear.weight[4, 2] = bad
-    assert not Int8Linear(linear)(x[1:])[..., 4].isfinite().any()
+    assert not BEST(linear)(x[1:])[..., 4].isfinite().any()
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
@@ -182,16 +228,13 @@ def test_int8_is_exact_without_vnni_and_eight_bit_weights_would_not_be(isa: str)
     """Where oneDNN is told to do without the newer instructions, the trial must notice saturation if it happens."""
     code = (
         "from pyterrier_rankdistillm.scoring import onednn\n"
-        "print(onednn.works(onednn.Int8Linear))\n"
-        "onednn.works.cache_clear()\n"
-        "onednn._LARGEST_WEIGHT = 127\n"
-        "print(onednn.works(onednn.Int8Linear))\n"
+        "print(onednn.works(onednn.Int7Linear), onednn.works(onednn.Int8Linear), onednn.computed_in('int8'))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env={"ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["True", "False"], done.stderr
+    assert done.stdout == "True False int8 (7-bit weights)\n", done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)

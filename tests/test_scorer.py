@@ -277,6 +277,19 @@ def test_bfloat16_scores_are_float32_and_near(opened: Checkpoint, expected: np.n
     assert not np.array_equal(scores, torch.from_numpy(scores).bfloat16().float().numpy())
 
 
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=tiny.needs_bfloat16), "int8"])
+def test_reduced_precision_on_a_cpu_sees_few_shapes(opened: Checkpoint, dtype: Precision) -> None:
+    """Since code is made for each; never wider than the encoder reads."""
+    scorer = Scorer(opened, device="cpu", dtype=dtype)
+    watched = watch(scorer)
+    score(scorer, ALL)
+    widths = {tokens for _, tokens in watched.shapes}
+    assert (widths <= {16, 32, tiny.POSITIONS}) == (dtype != "float32")
+    assert [scorer.places[0].width(longest) for longest in (1, 16, 17, 48)] == (
+        [1, 16, 17, 48] if dtype == "float32" else [16, 16, 32, 48]
+    )
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_where_the_cpu_does_not_gain_is_float32_with_a_warning(
     opened: Checkpoint, monkeypatch: pytest.MonkeyPatch, dtype: Precision

@@ -46,10 +46,12 @@ def rerank_dataset(
         rerank_dataset("bm25.run.gz", "webis/monoelectra-base", "monoelectra.parquet", text="msmarco-passage/train")
 
     The result is that of ``MonoElectra.transform`` for the whole run: the same documents and order, and the same scores
-    to 1e-5. The work is done in shards of whole queries, kept as Parquet files in ``{output}.shards``. If it stops, the
-    same call continues with the missing shards, also with another number of workers. If a worker dies, another one
-    takes its shard. At the end, the record ``{output}.json`` is written beside the run, and the shards are deleted. If
-    run and record of the same work exist already, they are returned.
+    to 1e-5 (in float32; with another ``dtype`` a score depends a little on the pairs that it is batched with, which are
+    those of its shard: by up to 0.02 in bfloat16, and 0.07 in int8, with the demo checkpoint). The work is done in
+    shards of whole queries, kept as Parquet files in ``{output}.shards``. If it stops, the same call continues with the
+    missing shards, also with another number of workers. If a worker dies, another one takes its shard. At the end, the
+    record ``{output}.json`` is written beside the run, and the shards are deleted. If run and record of the same work
+    exist already, they are returned.
 
     With several machines, ``run``, ``output``, texts and checkpoint must be where all of them can read them.
 

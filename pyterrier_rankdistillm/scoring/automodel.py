@@ -203,7 +203,7 @@ class TransformersEncoder(PairEncoder):
         for module in getattr(self.model, self.model.base_model_prefix).modules():
             for name, child in module.named_children():
                 if type(child) is nn.Linear:
-                    yield LinearMap(module, name, None)
+                    yield LinearMap(module, name, None, None)
 
     def without_activations(self) -> None:
         """No activation of it is fused."""

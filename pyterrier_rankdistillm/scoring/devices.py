@@ -12,6 +12,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 
+from .cores import cores
+
 Device = str | torch.device | Sequence[str | torch.device] | None
 """What users give: one device, several, or None."""
 
@@ -99,11 +101,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pools)  # a forked process has none of its parent's threads
 
 
-def cores() -> int:
-    """How many threads torch computes with in the calling thread."""
-    return torch.get_num_threads()
-
-
 def threads(device: torch.device, tasks: int) -> Threads:
     """The process's threads for a device; all scorers share them, so that concurrent calls do not crowd a device.
 
@@ -118,7 +115,7 @@ def threads(device: torch.device, tasks: int) -> Threads:
     """
     if device.type == "cpu":
         number = cores()
-        if number == 1 or tasks < number:
+        if number == torch.get_num_threads() == 1 or tasks < number:
             return HERE
         return Threads(_pool("cpu", number, one_core=True), None, number, ahead=2 * number)
     if device.type == "cuda":

@@ -111,11 +111,13 @@ class LinearMap(NamedTuple):
         module: The module that holds it.
         name: Its name there.
         activation: One of ``EncoderConfig.hidden_act``; None: there is none to be fused.
+        follows: The activation that gives its inputs; None: they come from elsewhere, or it is not known.
     """
 
     module: nn.Module
     name: str
     activation: str | None
+    follows: str | None
 
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -225,7 +227,7 @@ class PairEncoder(nn.Module, ABC):
 
         Their weights are cast here, once. Embeddings, residual sums, LayerNorm and the head stay in float32.
         """
-        for module, name, _ in list(self.linear_maps()):
+        for module, name, *_ in list(self.linear_maps()):
             whole = getattr(module, name)
             half = nn.Linear(whole.in_features, whole.out_features, bias=whole.bias is not None, device="meta")
             tensors = {key: tensor.to(dtype) for key, tensor in whole.state_dict().items()}
@@ -333,11 +335,12 @@ class CrossEncoder(PairEncoder):
     def linear_maps(self) -> Iterator[LinearMap]:
         """The linear maps of its layers; see ``PairEncoder.linear_maps``."""
         for layer in self.encoder.layer:
+            around = (layer.intermediate, layer.output)  # the activation
             for module in layer.modules():
                 for name, child in module.named_children():
                     if isinstance(child, nn.Linear):
-                        fused = self.config.hidden_act if module is layer.intermediate else None
-                        yield LinearMap(module, name, fused)
+                        fused, follows = (self.config.hidden_act if module is one else None for one in around)
+                        yield LinearMap(module, name, fused, follows)
 
     def without_activations(self) -> None:
         """The activations of ``linear_maps`` are done by what replaced them."""
@@ -510,10 +513,12 @@ class _SelfAttention(nn.Module):
         return layout.attend(self.query(queries), keys, values, self.heads, self.dropout if self.training else 0.0)
 
 
-def _as_read_by(linear: nn.Module, x: Tensor) -> Tensor:
-    """The input of a linear map in the precision that it computes in, where that is a half one."""
-    weight: Any = linear.weight
-    return x.to(weight.dtype) if weight.dtype in (torch.bfloat16, torch.float16) else x
+def _as_read_by(linear: nn.Module, x: Any) -> Any:
+    """The input of a linear map as it multiplies it, made once for all maps that read it; see ``onednn``."""
+    if isinstance(linear, nn.Linear):
+        half = linear.weight.dtype in (torch.bfloat16, torch.float16)
+        return x.to(linear.weight.dtype) if half else x
+    return cast(Any, linear).read(x)
 
 
 class _Dense(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from .encoder import ACTIVATIONS, PairEncoder
 _FUSED = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 """The names and variants of oneDNN's operators for the activations of ``EncoderConfig.hidden_act``."""
 
-_LARGEST_WEIGHT, _LARGEST_INPUT = 63, 255
-"""The number of steps from zero to a row's largest weight, and from a token's smallest input to its largest.
+_ROUND = 1.5 * 2.0**23
+"""Added to a float32 of magnitude below 2^22, it leaves the nearest whole number in the low bits of the sum."""
 
-Processors without VNNI add two products of such numbers in 16 bits, and saturate. 2 x 255 x 63 = 32,130 fits in 16
-bits; with 127 steps for weights the sum would not."""
+_LEAST_ACTIVATION = {"gelu": -0.17, "gelu_new": -0.1701, "relu": 0.0}
+"""The least value (rounded down) of each activation of ``EncoderConfig.hidden_act``."""
 
 
 class PackedLinear(nn.Module):
@@ -34,20 +34,26 @@ class PackedLinear(nn.Module):
     Args:
         linear: The layer that it replaces.
         activation: One of ``EncoderConfig.hidden_act``; None: there is none.
+        follows: The activation that its inputs come from; None: from none.
     """
 
     dtype: ClassVar[torch.dtype] = torch.float32
 
-    def __init__(self, linear: nn.Linear, activation: str | None = None) -> None:
+    def __init__(self, linear: nn.Linear, activation: str | None = None, follows: str | None = None) -> None:
         super().__init__()
+        del follows  # of no account
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.to(self.dtype), None)
         self.bias = linear.bias
         self.activation, self.variant = _FUSED[activation]
 
+    def read(self, x: Tensor) -> Tensor:
+        """Its input as it multiplies it: once for all layers with the same input."""
+        return x.to(self.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., inputs) to (..., outputs), in the precision of ``x``."""
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self.weight, self.bias, self.activation, [], self.variant
+            self.read(x), self.weight, self.bias, self.activation, [], self.variant
         )
         return y.to(x.dtype)
 
@@ -58,46 +64,110 @@ class BFloat16Linear(PackedLinear):
     dtype: ClassVar[torch.dtype] = torch.bfloat16
 
 
-class Int8Linear(nn.Module):
-    """``activation(x @ weight.T + bias)`` with weights and inputs rounded to int8. For inference only.
+class Steps(NamedTuple):
+    """Inputs of ``Int8Linear`` in whole steps.
 
-    Weights have one scale per output. Inputs have one range per token, computed on the fly, so that a token's output
-    does not depend on the other tokens of its batch. The range goes from the token's smallest input to its largest,
-    since the outputs of an activation are mostly on one side of zero. Sums are exact integers, so they are the same on
-    every processor, with or without VNNI.
+    Args:
+        steps: uint8, shape (..., inputs).
+        sizes: The size of a token's steps, shape (..., 1).
+        least: What step 0 stands for, shape (..., 1); None: the layer has a zero of its own, the same for all tokens.
+    """
+
+    steps: Tensor
+    sizes: Tensor
+    least: Tensor | None = None
+
+
+class Int8Linear(nn.Module):
+    """``activation(x @ weight.T + bias)`` with weights and inputs rounded to whole steps. For inference only.
+
+    Weights have one scale per output. Inputs have one scale per token, computed on the fly, so that a token's output
+    does not depend on the other tokens of its batch, and a fixed zero: in the middle of the 256 steps, or near their
+    lower end for what an activation gave, whose least value is known. Sums are exact integers, so they are the same on
+    every processor with as many steps for weights.
 
     Args:
         linear: The layer that it replaces.
         activation: One of ``EncoderConfig.hidden_act``; None: there is none.
+        follows: The activation that its inputs come from; None: from none.
     """
 
-    def __init__(self, linear: nn.Linear, activation: str | None = None) -> None:
+    weight_steps: ClassVar[int] = 127
+    """From zero to a row's largest weight."""
+
+    def __init__(self, linear: nn.Linear, activation: str | None = None, follows: str | None = None) -> None:
         super().__init__()
         weight = linear.weight.float()  # (O, I)
-        self.scales = _at_least_tiny(weight.abs().amax(dim=-1)) / _LARGEST_WEIGHT  # (O,)
+        self.scales = _at_least_tiny(weight.abs().amax(dim=-1)) / self.weight_steps  # (O,)
         steps = (weight / self.scales[:, None]).round().to(torch.int8)
-        self.sums = steps.sum(dim=-1) * self.scales  # (O,): added once per unit of a token's smallest input
+        self.sums = steps.sum(dim=-1) * self.scales  # (O,): added once per unit of a token's least input
         self.weight = torch.ops.onednn.qlinear_prepack(steps, None)
         self.weight_zeros = torch.zeros(len(steps), dtype=torch.int64)
         self.bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
         self.activation = ACTIVATIONS[activation] if activation else None
+        self.least = _LEAST_ACTIVATION[follows] if follows else None
+        self.zero = 128 if self.least is None else 32 if self.least else 0
+        # A row, since torch adds a single number several times slower than one per column.
+        self.shift = weight.new_full((weight.shape[1],), _ROUND + self.zero)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def read(self, x: Tensor | Steps) -> Steps:
+        """Its input as it multiplies it: once for all layers with the same input."""
+        if isinstance(x, Steps):
+            return x
+        most = x.amax(dim=-1, keepdim=True)  # (..., 1); aminmax is several times slower than amax and amin
+        if self.least is None:
+            sizes = torch.maximum(most, -x.amin(dim=-1, keepdim=True)) / 127
+        else:
+            sizes = most / (255 - self.zero)
+            if self.zero:
+                sizes = sizes.clamp_min(-self.least / self.zero)
+        sizes = _at_least_tiny(sizes)
+        steps = torch.addcmul(self.shift, x, sizes.reciprocal()).view(torch.int32).to(torch.uint8)  # the low bits
+        return Steps(steps, sizes)
+
+    def forward(self, x: Tensor | Steps) -> Tensor:
         """Maps (..., inputs) to (..., outputs)."""
-        least, most = torch.aminmax(x, dim=-1, keepdim=True)  # (..., 1)
-        scales = _at_least_tiny(most - least) / _LARGEST_INPUT
-        # Conversion to bytes truncates; adding a half first rounds to the nearest step.
-        steps = torch.addcmul(x.new_tensor(0.5), x - least, scales.reciprocal()).to(torch.uint8)
-        y = torch.ops.onednn.qlinear_pointwise(
-            *(steps, 1.0, 0, self.weight, self.scales, self.weight_zeros, None),  # input scale and zero; no bias
+        steps, sizes, least = self.read(x)
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(steps, 1.0, self.zero, self.weight, self.scales, self.weight_zeros, None),  # no bias
             *(1.0, 0, torch.float32, "none", [], ""),  # output scale and zero; no activation
         )
-        y = torch.addcmul(torch.addcmul(self.bias, least, self.sums), y, scales)
+        bias = self.bias if least is None else torch.addcmul(self.bias, least, self.sums)
+        y = torch.addcmul(bias, y, sizes)
         return y if self.activation is None else self.activation(y)
 
 
+class Int7Linear(Int8Linear):
+    """The same with half the steps for weights, and a zero per token so that inputs waste none of theirs.
+
+    Processors without VNNI add two products of an input and a weight in 16 bits, and saturate: 2 x 255 x 63 = 32,130
+    fits, with 127 steps for weights the sum would not. A zero per token takes longer, and makes up for some of it.
+    """
+
+    weight_steps: ClassVar[int] = 63
+
+    def __init__(self, linear: nn.Linear, activation: str | None = None, follows: str | None = None) -> None:
+        super().__init__(linear, activation, follows)
+        self.zero = 0
+
+    def read(self, x: Tensor | Steps) -> Steps:
+        """See ``Int8Linear.read``."""
+        if isinstance(x, Steps):
+            return x
+        least, most = x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True)  # (..., 1)
+        largest = torch.maximum(most, -least)
+        # One step less than there are, for roundings at both ends; large enough for the zero to be a whole number.
+        sizes = _at_least_tiny(torch.maximum((most - least) / 254, largest * 2.0**-20))
+        inverse = sizes.reciprocal()
+        zeros = (least * inverse).round()
+        steps = x.mul(inverse).add_(_ROUND - zeros).view(torch.int32).to(torch.uint8)  # the low bits
+        return Steps(steps, sizes, zeros * sizes)
+
+
 Kind = type[PackedLinear] | type[Int8Linear]
-_KINDS: dict[str, Kind] = {"float32": PackedLinear, "bfloat16": BFloat16Linear, "int8": Int8Linear}
+_KINDS: dict[str, Kind] = {
+    "float32": PackedLinear, "bfloat16": BFloat16Linear, "int8": Int8Linear, "int8 (7-bit weights)": Int7Linear
+}  # fmt: skip
 
 
 def kind_of(dtype: str) -> Kind | None:
@@ -106,15 +176,22 @@ def kind_of(dtype: str) -> Kind | None:
     return kind if works(cast(Any, kind)) else None
 
 
+def kind_in(encoder: nn.Module) -> type[nn.Module] | None:
+    """The layers that an encoder has; None: torch's own."""
+    return next((type(module) for module in encoder.modules() if isinstance(module, PackedLinear | Int8Linear)), None)
+
+
 def computed_in(dtype: str) -> str:
     """The precision that this CPU computes in where ``dtype`` is asked for: half precisions only where they gain."""
-    return "float32" if dtype == "float16" or (dtype == "bfloat16" and not works(BFloat16Linear)) else dtype
+    if dtype == "float16" or (dtype == "bfloat16" and not works(BFloat16Linear)):
+        return "float32"
+    return "int8 (7-bit weights)" if dtype == "int8" and not works(Int8Linear) else dtype
 
 
 def replace_linears(encoder: PairEncoder, kind: Kind) -> None:
     """Replaces all linear maps of the encoder's layers, in place; embeddings, attention and head stay as they are."""
-    for module, name, activation in list(encoder.linear_maps()):
-        setattr(module, name, kind(getattr(module, name), activation))
+    for module, name, activation, follows in list(encoder.linear_maps()):
+        setattr(module, name, kind(getattr(module, name), activation, follows))
     encoder.without_activations()  # they are done in the linear maps before them
 
 

@@ -99,6 +99,15 @@ class Place:
         self.device = device
         self.encoder = encoder
         self.kernel = kernel
+        # oneDNN makes code for each number of tokens (6 ms for a product that then takes 1), and attention in bfloat16
+        # is fastest with whole tiles. In float32, where products take longer, neither gained.
+        reduced = device.type == "cpu" and onednn.kind_in(encoder) not in (None, onednn.PackedLinear)
+        self.multiple, self.most = 16 if reduced else 1, encoder.positions
+
+    def width(self, longest: int) -> int:
+        """Tokens that a batch is padded to, for the number of its longest pair."""
+        rounded = -(-longest // self.multiple) * self.multiple
+        return max(longest, min(rounded, self.most or rounded))
 
     def scores(self, batches: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]) -> torch.Tensor:
         """Launches some batches.
@@ -155,7 +164,8 @@ class Scorer:
     """Scores pairs on one device, or on several.
 
     A pair's score depends on the pair only. Up to float32 rounding (1e-5), it does not depend on the order or on the
-    other pairs of its batch.
+    other pairs of its batch. In less precision such roundings decide now and then to which of two steps a number is
+    rounded, and grow (with the demo checkpoint to 0.02 in bfloat16; benchmarks/README.md).
 
     Args:
         checkpoint: Weights and tokenizer; never changed. Weights that are on the device already are not copied, but
@@ -321,8 +331,12 @@ class Scorer:
         if over.is_set():
             raise CancelledError
         try:
+            padded = [
+                self.tokenizer.pad([task.pairs[i] for i in batch], place.width(task.longest(batch)))
+                for batch in task.batches
+            ]
             with torch.inference_mode():
-                return place.read(place.scores([self.tokenizer.pad([task.pairs[i] for i in b]) for b in task.batches]))
+                return place.read(place.scores(padded))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -486,7 +500,7 @@ def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precis
             f"Scorer: dtype must be float32, bfloat16, float16 or int8 on {device} here, got 'tf32'. TF32 needs an "
             f"NVIDIA GPU of capability 8.0 or later; use 'float32'."
         )
-    if dtype == "int8" and not (device.type == "cpu" and onednn.works(onednn.Int8Linear)):
+    if dtype == "int8" and not (device.type == "cpu" and onednn.kind_of(dtype)):
         raise ValueError(
             f"Scorer: dtype must be float32, bfloat16 or float16 on {device} here, got 'int8'. int8 needs an x86 CPU "
             f"and a torch whose oneDNN computes it right; use 'float32', or 'bfloat16' on a GPU."
@@ -518,7 +532,9 @@ def _made(
     near = 1e-3 if kind is onednn.PackedLinear else 0.1
     floats = kind in (onednn.PackedLinear, onednn.BFloat16Linear)
     if floats and not isinstance(twin, CrossEncoder) and not _agree(twin, encoder.on(device), near):
-        return encoder.on(device)  # a module of transformers that reads its linear maps' weights itself
+        twin = encoder.on(device)  # a module of transformers that reads its linear maps' weights itself
+        if kind is onednn.BFloat16Linear:
+            twin.compute_in(torch.bfloat16)
     return twin
 
 

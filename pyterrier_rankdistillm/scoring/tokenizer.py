@@ -302,10 +302,16 @@ class PairTokenizer:
             doc_cut=doc.cut or doc_tokens < len(doc.ids),
         )
 
-    def pad(self, pairs: Sequence[Pair]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Token ids, token types and mask of a batch, padded to its longest pair, each of shape (pairs, tokens)."""
-        longest = max(len(pair.ids) for pair in pairs)
-        ids = np.full((len(pairs), longest), self.pad_id, dtype=np.int64)
+    def pad(
+        self, pairs: Sequence[Pair], width: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """A batch, padded to its longest pair, or to ``width`` tokens, which is at least as much.
+
+        Returns:
+            Token ids, token types and mask, each of shape (pairs, tokens).
+        """
+        width = width or max(len(pair.ids) for pair in pairs)
+        ids = np.full((len(pairs), width), self.pad_id, dtype=np.int64)
         types = np.zeros_like(ids)
         mask = np.zeros(ids.shape, dtype=bool)
         template, segments = self.template, self.template.segments
