@@ -6,7 +6,7 @@
 
 Topics, passages and first stage are those of the demo collection that ships with the package. The teacher is a stand-in
 that counts shared words, so that the example runs anywhere in a minute or two; with --teacher it is one of the LLMs of
-pyterrier-generative (pip install pyterrier-generative). You can stop it at any time; the same call continues.
+rank_llm (pip install rank-llm). You can stop it at any time; the same call continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the teacher's run file to write")
     parser.add_argument("student", type=Path, help="checkpoint folder to write")
-    parser.add_argument("--teacher", choices=["words", "rankzephyr", "rankgpt"], default="words")
+    parser.add_argument("--teacher", choices=["words", "rankzephyr", "rankvicuna"], default="words")
     parser.add_argument("--queries", type=int, help="number of topics to use; default: all")
     parser.add_argument("--depth", type=int, default=10, help="passages per query")
     parser.add_argument("--epochs", type=float, default=1, help="passes over the queries")
@@ -56,12 +56,13 @@ def main() -> None:
 def make_teacher(name: str) -> pt.Transformer:
     if name == "words":
         return pt.apply.doc_score(shared_words)
-    from pyterrier_generative import RankGPT, RankZephyr
+    from rank_llm.rerank.listwise import VicunaReranker, ZephyrReranker
 
-    # Listwise: windows of 20 passages, from the bottom of the ranking to its top, in steps of 10. RankGPT takes its key
-    # from OPENAI_API_KEY; records beside runs never hold keys.
-    teacher = RankZephyr if name == "rankzephyr" else RankGPT
-    return teacher(window_size=20, stride=10)
+    # Listwise: windows of 20 passages, from the bottom of the ranking to its top, in steps of 10.
+    windows = {"window_size": 20, "stride": 10}
+    if name == "rankzephyr":
+        return runs.RankLlm(ZephyrReranker(**windows), model="castorini/rank_zephyr_7b_v1_full", settings=windows)
+    return runs.RankLlm(VicunaReranker(**windows), model="castorini/rank_vicuna_7b_v1", settings=windows)
 
 
 def shared_words(row: pd.Series) -> float:

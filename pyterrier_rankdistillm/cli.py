@@ -345,7 +345,7 @@ def _system(args: argparse.Namespace, source: str) -> Any:
     if "{task}" in source:
         return source
     model, _, revision = source.partition("@") if not Path(source).exists() else (source, "", "")
-    ranker = ranker_of(model, who="reproduce", argument="--system")
+    ranker = ranker_of(model, who="reproduce", argument="--system", look=False)
     if isinstance(ranker, GivenRun):
         return source
     options = {"device": args.device, "dtype": args.dtype, "local_files_only": args.local_files_only}

@@ -6,6 +6,7 @@ from .files import check_ids, check_target, dataset_of, read_parts, write, write
 from .frames import deduplicate, merge, subsample
 from .given import FrameText, MappedRun, add_queries, add_text, read
 from .index_text import IndexText
+from .llm import RankLlm
 from .making import MadeRun, make_teacher_run
 from .parquet_text import ParquetText
 from .published import PublishedDataset, fetch, preflight, register, verify
@@ -21,6 +22,7 @@ __all__ = [
     "MappedRun",
     "ParquetText",
     "PublishedDataset",
+    "RankLlm",
     "Ranking",
     "RankingError",
     "Rankings",

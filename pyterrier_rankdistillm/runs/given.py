@@ -490,16 +490,26 @@ def first_stage_of(given: Any, *, who: str, argument: str = "first_stage") -> pt
     return run_of(given, who=who, argument=argument, accepted=f"a retriever (any transformer), {RUN}").retriever()
 
 
-def ranker_of(given: Any, *, who: str, argument: str, order: Order | None = None) -> pt.Transformer | GivenRun:
+def ranker_of(
+    given: Any, *, who: str, argument: str, order: Order | None = None, look: bool = True
+) -> pt.Transformer | GivenRun:
     """Whatever ranks documents (a teacher, a system), as a transformer; or the run that it once made.
 
     A transformer stays as it is: an estimator that is not fitted yet says so when it is used. A string is a run if it
     names a published run or a file, else a model; ``rankdistillm:demo`` is the checkpoint here.
 
+    Args:
+        given: What the user gave.
+        who: The function that the user called.
+        argument: Its argument.
+        order: As for ``run_of``.
+        look: Whether a model's name is looked up (of a hub id, the configuration is downloaded), so that a set encoder
+            becomes a ``SetEncoderReRanker``.
+
     Raises:
         TypeError: Something that neither ranks nor is a run.
         FileNotFoundError: There is no such run file.
-        CheckpointError: There is no such folder.
+        CheckpointError: There is no such folder, or no such model.
     """
     from ..reranker import MonoElectraReRanker  # loads torch, which reading and writing runs does without
     from ..scoring.checkpoint import Checkpoint  # the same
@@ -517,7 +527,7 @@ def ranker_of(given: Any, *, who: str, argument: str, order: Order | None = None
     is_model = Path(given).expanduser().is_dir() or os.fspath(given) == f"{PREFIX}demo"
     if not is_model and (os.fspath(given).startswith(PREFIX) or door.path(given) is not None):
         return run_of(given, who=who, argument=argument, accepted=RANKER, order=order)
-    return MonoElectraReRanker(given)
+    return of_its_kind(MonoElectraReRanker(given)) if look else MonoElectraReRanker(given)
 
 
 class MappedRun(pt.Transformer):

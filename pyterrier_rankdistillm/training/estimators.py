@@ -413,7 +413,7 @@ class Distillation(_StudentEstimator):
             )
             raise Door(type(self).__name__, "teacher", RANKER).refuse(teacher, several)
         if teacher is not None:  # what it is is found out now, and opened when it is used
-            ranker_of(teacher, who=type(self).__name__, argument="teacher")
+            ranker_of(teacher, who=type(self).__name__, argument="teacher", look=False)
         self.teacher = teacher
 
     def _sourced(

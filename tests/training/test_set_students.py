@@ -14,7 +14,7 @@ import torch
 import toy
 from scipy.stats import kendalltau
 
-from pyterrier_rankdistillm import Checkpoint, Distillation, FineTuning, MonoElectra, SetEncoderReRanker
+from pyterrier_rankdistillm import Checkpoint, Distillation, FineTuning, MonoElectra, SetEncoderReRanker, runs
 from pyterrier_rankdistillm.scoring.sets import SetEncoder
 
 FIXTURE = Path(__file__).parents[1] / "parity" / "set-encoder"
@@ -83,6 +83,19 @@ def test_whatever_names_it_the_student_becomes_a_set_encoder(
     assert type(second.reranker) is SetEncoderReRanker
     saved = SetEncoderReRanker(one.reranker.save(tmp_path / "saved"))
     np.testing.assert_allclose(saved(toy.VALID)["score"], one(toy.VALID)["score"], rtol=0, atol=1e-5)
+
+
+def test_a_teacher_s_name_opens_a_set_encoder_as_one(student: Checkpoint, model: tiny.Tiny, tmp_path: Path) -> None:
+    folder = student.save(tmp_path / "teacher")
+    one = toy.distillation(model.folder, teacher=folder, steps=1)
+    (toy.first_stage() >> one).fit(toy.TOPICS, None)  # MonoElectra(folder) is an error
+    made = runs.make_teacher_run(
+        str(folder), toy.first_stage(), toy.TOPICS, tmp_path / "sets.run", depth=6, verbose=False
+    )
+    expected = SetEncoderReRanker(folder)(toy.RUN)
+    both = made.read().merge(expected, on=["qid", "docno"], suffixes=("", "_expected"))
+    assert len(both) == len(toy.RUN)
+    np.testing.assert_allclose(both["score"], both["score_expected"], rtol=0, atol=1e-5)
 
 
 def tau(run: pd.DataFrame, teacher: pd.DataFrame) -> float:

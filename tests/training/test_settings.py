@@ -159,6 +159,13 @@ STAGE_2 = {
 }
 
 
+STUDY = {
+    "dtype": "bfloat16", "epochs": 8, "batch_size": 4, "learning_rate": 1e-4, "schedule": "linear", "warmup_steps": 10,
+    "max_grad_norm": 1.0, "doc_length": 128, "dropout": 0.0,
+}  # fmt: skip
+"""What benchmarks/distillation.py trains its second stage with."""
+
+
 @pytest.mark.parametrize(("stage", "values"), [("finetune", STAGE_1), ("distill", STAGE_2)])
 @pytest.mark.parametrize("recipe", [None, "rank-distillm"])
 def test_the_papers_values(stage: Any, values: dict[str, Any], recipe: str | None) -> None:
@@ -179,6 +186,8 @@ def test_a_recipe_names_every_value_that_the_paper_states() -> None:
         ("rank-distillm-distill", "distill", STAGE_2, {"dtype": "bfloat16", "sample_size": 100}),
         ("seed-finetune", "finetune", STAGE_1, {"dtype": "bfloat16", "accumulation": 2, "add_relevant": False}),
         ("seed-distill", "distill", STAGE_2, {"dtype": "bfloat16", "accumulation": 32, "sample_size": 100}),
+        ("set-encoder-distill", "distill", STAGE_2, {"dtype": "bfloat16", "depth": 50, "epochs": 1}),
+        ("study-distill", "distill", STAGE_2, STUDY),
     ],
 )
 def test_the_examples_equal_the_recipe_but_for_what_they_say(
@@ -190,7 +199,8 @@ def test_the_examples_equal_the_recipe_but_for_what_they_say(
 
 
 def test_every_example_is_tested() -> None:
-    stages = ("rank-distillm-distill", "rank-distillm-finetune", "seed-distill", "seed-finetune")
+    stages = ("rank-distillm-distill", "rank-distillm-finetune", "seed-distill", "seed-finetune",
+              "set-encoder-distill", "study-distill")  # fmt: skip
     assert [file.stem for file in sorted(EXAMPLES.iterdir())] == list(stages)
 
 
