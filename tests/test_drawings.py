@@ -49,6 +49,7 @@ def made(name: str, folder: Path) -> pt.Transformer:
         "TextLoader": lambda: runs.text_loader("vaswani"),
         "ParquetText": lambda: runs.ParquetText(folder / "passages.parquet"),
         "FrameText": lambda: texts_of(corpus, who="test"),
+        "RankLlm": lambda: runs.RankLlm(object(), model="an LLM"),
         "IndexText": lambda: runs.IndexText(folder / "index" / "data.properties"),
         "MappedRun": lambda: runs.MappedRun(runs.Rankings.from_file(folder / "bm25.run.gz"), "bm25.run.gz"),
     }
