@@ -85,10 +85,24 @@ def test_threads_that_start_later_have_the_callers_number_of_torch_threads(opene
 
 
 def test_few_pairs_are_computed_by_all_cores_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(devices, "cores", lambda: 3)
     assert devices.threads(torch.device("cpu"), 2) is devices.HERE
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(devices, "cores", lambda: 1)
     assert devices.threads(torch.device("cpu"), 100) is devices.HERE
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_a_containers_share_holds_for_few_pairs_too() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        few = devices.threads(torch.device("cpu"), 2)
+        assert few.submit(torch.get_num_threads, lambda found: found).result() == 3
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("three_cores")

@@ -115,33 +115,40 @@ def threads(device: torch.device, tasks: int) -> Threads:
     """
     if device.type == "cpu":
         number = cores()
-        if number == torch.get_num_threads() == 1 or tasks < number:
+        if tasks >= number > 1:
+            return Threads(_pool("cpu", number, each=1), None, number, ahead=2 * number)
+        if number == torch.get_num_threads():
             return HERE
-        return Threads(_pool("cpu", number, one_core=True), None, number, ahead=2 * number)
+        return Threads(_pool(f"cpu, {number} cores", 1, each=number), None, number=1, ahead=1)  # a container's share
     if device.type == "cuda":
         launching, reading = (_pool(f"{device}, {task}", 1) for task in ("launching", "reading"))
         return Threads(launching, reading, number=1, ahead=3)
     return Threads(_pool(str(device), 1), None, number=1, ahead=2)
 
 
-def _pool(name: str, number: int, *, one_core: bool = False) -> ThreadPoolExecutor:
+def _pool(name: str, number: int, *, each: int | None = None) -> ThreadPoolExecutor:
     with _LOCK:
         pool = _POOLS.get((name, number))
         if pool is None:
-            pool = _POOLS[name, number] = _single_threads(number) if one_core else ThreadPoolExecutor(number)
+            pool = _POOLS[name, number] = ThreadPoolExecutor(number) if each is None else _of_cores(number, each)
         return pool
 
 
-def _single_threads(number: int) -> ThreadPoolExecutor:
-    """Threads in which torch uses one core each."""
+def _of_cores(number: int, each: int) -> ThreadPoolExecutor:
+    """Threads in which torch uses a number of cores each."""
     before = torch.get_num_threads()
     started = threading.Barrier(number + 1)
-    pool = ThreadPoolExecutor(number, thread_name_prefix="scoring", initializer=torch.set_num_threads, initargs=(1,))
-    for _ in range(number):
-        pool.submit(started.wait)
-    started.wait()
-    # torch keeps one number for threads that are yet to start; it is the caller's again.
-    torch.set_num_threads(before)
+    pool = ThreadPoolExecutor(number, thread_name_prefix="scoring", initializer=torch.set_num_threads, initargs=(each,))
+    try:
+        for _ in range(number):
+            pool.submit(started.wait)
+        started.wait()
+    except BaseException:  # an interrupt: the others shall not wait for ever
+        started.abort()
+        raise
+    finally:
+        # torch keeps one number for threads that are yet to start; it is the caller's again.
+        torch.set_num_threads(before)
     return pool
 
 

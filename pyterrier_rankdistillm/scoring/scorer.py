@@ -15,7 +15,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Literal, get_args
 
@@ -178,7 +178,8 @@ class Scorer:
             fractions, on a GPU; or ``"int8"``: linear layers in int8, for an x86 CPU, other scores (in the first
             decimal). A half precision that a CPU does not gain from is computed in float32, with a
             ``PrecisionWarning``.
-        batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, 32,768 elsewhere.
+        batch_tokens: Tokens of a batch, padding included; default: 512 on the CPU, where each core has a batch of its
+            own, 32,768 elsewhere.
 
     Attributes:
         precision: What is computed in: ``dtype``, or what ``precision_on`` says.
@@ -245,9 +246,7 @@ class Scorer:
         distinct = list(pair_of)
         repeats = np.bincount(inverse, minlength=len(distinct))
         scored = self._scored(_windows(distinct), len(distinct), len(distinct), progress, repeats)
-        return Scored(
-            scored.scores[inverse], *(getattr(scored, name) for name in ("distinct", "query_cuts", "doc_cuts"))
-        )
+        return replace(scored, scores=scored.scores[inverse])
 
     def _plan(self, lengths: NDArray[np.int64], lanes: int) -> list[list[NDArray[np.int64]]]:
         """The batches of each task, for pairs of these lengths."""
