@@ -43,7 +43,10 @@ def expected(model: tiny.Tiny) -> np.ndarray[Any, Any]:
 def three_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(devices, "cores", lambda: 3)
     monkeypatch.setattr(devices, "_POOLS", {})
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)  # what a thread would compute with that is not told otherwise
     yield
+    torch.set_num_threads(before)
     for pool in devices._POOLS.values():
         pool.shutdown()
 
@@ -95,14 +98,9 @@ def test_few_pairs_are_computed_by_all_cores_together(monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("three_cores")
 def test_a_containers_share_holds_for_few_pairs_too() -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(5)
-        few = devices.threads(torch.device("cpu"), 2)
-        assert few.submit(torch.get_num_threads, lambda found: found).result() == 3
-        assert torch.get_num_threads() == 5
-    finally:
-        torch.set_num_threads(before)
+    few = devices.threads(torch.device("cpu"), 2)
+    assert few.submit(torch.get_num_threads, lambda found: found).result() == 3
+    assert torch.get_num_threads() == 5
 
 
 @pytest.mark.usefixtures("three_cores")

@@ -138,7 +138,7 @@ def _of_cores(number: int, each: int) -> ThreadPoolExecutor:
     """Threads in which torch uses a number of cores each."""
     before = torch.get_num_threads()
     started = threading.Barrier(number + 1)
-    pool = ThreadPoolExecutor(number, thread_name_prefix="scoring", initializer=torch.set_num_threads, initargs=(each,))
+    pool = ThreadPoolExecutor(number, thread_name_prefix="scoring", initializer=_use_cores, initargs=(each,))
     try:
         for _ in range(number):
             pool.submit(started.wait)
@@ -150,6 +150,12 @@ def _of_cores(number: int, each: int) -> ThreadPoolExecutor:
         # torch keeps one number for threads that are yet to start; it is the caller's again.
         torch.set_num_threads(before)
     return pool
+
+
+def _use_cores(number: int) -> None:
+    """Computes with that many cores in this thread."""
+    torch.get_num_threads()  # a thread takes over the process's number at its first question, so that comes before
+    torch.set_num_threads(number)
 
 
 # --- float32 products ---
