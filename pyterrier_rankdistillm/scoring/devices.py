@@ -105,7 +105,7 @@ def threads(device: torch.device, tasks: int) -> Threads:
     """The process's threads for a device; all scorers share them, so that concurrent calls do not crowd a device.
 
     On a CPU each core takes tasks of its own: threads that share the products of one batch wait for each other at each
-    of them, which costs little on quiet cores and half the speed beside a single busy process (benchmarks/README.md).
+    of them, which costs little on quiet cores and about half the speed beside one busy process (benchmarks/README.md).
     A GPU computes in order what it is given: one thread launches batches, ahead of those that are computed, and another
     reads scores. (Two that launch would wait for each other's hold of the interpreter at every operation.)
 
