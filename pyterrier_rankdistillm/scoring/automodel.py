@@ -158,8 +158,8 @@ class TransformersEncoder(PairEncoder):
         """Scores a batch; see ``PairEncoder.forward``."""
         types = {"token_type_ids": token_type_ids} if self.token_types else {}
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        half = self.computes is not None
-        with torch.autocast(input_ids.device.type, self.computes, enabled=half) if half else contextlib.nullcontext():
+        device = input_ids.device.type
+        with torch.autocast(device, self.computes) if self.computes else contextlib.nullcontext():
             logits: Tensor = self.model(input_ids=input_ids, attention_mask=mask, **types).logits
         return logits[:, -1].float()
 

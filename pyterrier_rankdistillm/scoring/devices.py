@@ -10,9 +10,12 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .cores import cores
+from .encoder import Batch
 
 Device = str | torch.device | Sequence[str | torch.device] | None
 """What users give: one device, several, or None."""
@@ -156,6 +159,19 @@ def _use_cores(number: int) -> None:
     """Computes with that many cores in this thread."""
     torch.get_num_threads()  # a thread takes over the process's number at its first question, so that comes before
     torch.set_num_threads(number)
+
+
+def copied(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """An array on a device. CUDA copies it while the caller goes on: nothing waits for pinned memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def padded_batch(
+    device: torch.device, ids: NDArray[np.int64], types: NDArray[np.int64], mask: NDArray[np.bool_]
+) -> Batch:
+    """What ``PairTokenizer.pad`` gives, on a device; no mask where nothing is padded."""
+    return copied(ids, device), copied(types, device), None if mask.all() else copied(mask, device)
 
 
 # --- float32 products ---

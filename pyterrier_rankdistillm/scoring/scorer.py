@@ -28,8 +28,17 @@ from . import attention, onednn
 from .attention import Kernel, Packed
 from .batching import plan_batches
 from .checkpoint import Checkpoint
-from .devices import Device, Threads, float32_products, is_out_of_memory, resolve_devices, threads
-from .encoder import Batch, CrossEncoder, PairEncoder
+from .devices import (
+    Device,
+    Threads,
+    copied,
+    float32_products,
+    is_out_of_memory,
+    padded_batch,
+    resolve_devices,
+    threads,
+)
+from .encoder import CrossEncoder, PairEncoder
 from .tokenizer import Pair, Tokens
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -119,10 +128,10 @@ class Place:
             float32 logits in the order of the batches, on the device, shape (pairs,).
         """
         if self.encoder.sees_lists:
-            return self.encoder.together([self._padded(*batch) for batch in batches])
+            return self.encoder.together([padded_batch(self.device, *batch) for batch in batches])
         if self.kernel is not None:
             return torch.cat([self._packed(self.kernel, *batch) for batch in batches])
-        return torch.cat([self.encoder(*self._padded(*batch)) for batch in batches])
+        return torch.cat([self.encoder(*padded_batch(self.device, *batch)) for batch in batches])
 
     def read(self, scores: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
         """Begins to copy scores from the device; what it returns waits for them, but for nothing launched later."""
@@ -140,9 +149,6 @@ class Place:
 
         return wait_for
 
-    def _padded(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
-        return self._copied(ids), self._copied(types), None if mask.all() else self._copied(mask)
-
     def _packed(
         self, kernel: Kernel, ids: NDArray[np.int64], types: NDArray[np.int64], mask: NDArray[np.bool_]
     ) -> torch.Tensor:
@@ -150,14 +156,8 @@ class Place:
         offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=offsets[1:])
         pair_of = np.repeat(np.arange(len(lengths)), lengths)
-        layout = Packed(self._copied(offsets), self._copied(pair_of), int(lengths.max()), kernel)
-        return self.encoder.packed(self._copied(ids[mask]), self._copied(types[mask]), layout)
-
-    def _copied(self, array: NDArray[np.generic]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        begins, owners, tokens, kinds = (copied(x, self.device) for x in (offsets, pair_of, ids[mask], types[mask]))
+        return self.encoder.packed(tokens, kinds, Packed(begins, owners, int(lengths.max()), kernel))
 
 
 class Scorer:
@@ -487,9 +487,8 @@ def _place(checkpoint: Checkpoint, device: torch.device, dtype: Precision) -> Pl
     encoder = _scoring_encoder(checkpoint, device, dtype)
     kernel = None
     if isinstance(encoder, CrossEncoder) and encoder.packs:
-        half = getattr(torch, dtype) if dtype in ("bfloat16", "float16") else torch.float32
         head_size = encoder.config.hidden_size // encoder.config.num_attention_heads
-        kernel = attention.kernel(device, half, head_size)
+        kernel = attention.kernel(device, _half(device, dtype) or torch.float32, head_size)
     return Place(device, encoder, kernel)
 
 
@@ -505,7 +504,7 @@ def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precis
             f"and a torch whose oneDNN computes it right; use 'float32', or 'bfloat16' on a GPU."
         )
     kind = onednn.kind_of(dtype) if device.type == "cpu" else None
-    half = getattr(torch, dtype) if device.type != "cpu" and dtype in ("bfloat16", "float16") else None
+    half = _half(device, dtype)
     encoder = checkpoint.encoder
     weights = list(encoder.parameters())
     if encoder.training or any(weight.requires_grad or weight.is_inference() for weight in weights):
@@ -518,6 +517,11 @@ def _scoring_encoder(checkpoint: Checkpoint, device: torch.device, dtype: Precis
         if twin is None:
             twin = twins[key] = _made(encoder, device, kind, half)
     return twin
+
+
+def _half(device: torch.device, dtype: Precision) -> torch.dtype | None:
+    """What torch's own layers are cast to; None: nothing. A CPU has layers of its own for each precision."""
+    return getattr(torch, dtype) if device.type != "cpu" and dtype in ("bfloat16", "float16") else None
 
 
 def _made(

@@ -25,6 +25,7 @@ from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..scoring.batching import plan_batches
+from ..scoring.devices import copied, padded_batch
 from ..scoring.encoder import Batch, PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
@@ -213,8 +214,8 @@ class ListwiseTrainer(Trainer):
         for kind in group[0].targets:
             padded = np.zeros(real.shape, dtype=np.float32)
             padded[real] = np.concatenate([one.targets[kind] for one in group])
-            targets[kind] = self._to_device(padded)
-        mask = self._to_device(real)
+            targets[kind] = copied(padded, scores.device)
+        mask = copied(real, scores.device)
         by_list = torch.zeros(mask.shape, device=scores.device).masked_scatter(mask, scores.float())
         return self.losses(by_list, targets, mask).sum()
 
@@ -222,19 +223,9 @@ class ListwiseTrainer(Trainer):
         """Batches of pairs of similar length, and the position of each pair's score in their concatenation."""
         lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
         plan = plan_batches(lengths, self.batch_tokens)
-        batches = []
-        for rows in plan:
-            ids, types, mask = self.pad([pairs[row] for row in rows])
-            batches.append(
-                (self._to_device(ids), self._to_device(types), None if mask.all() else self._to_device(mask))
-            )
-        return batches, self._to_device(np.argsort(np.concatenate(plan), kind="stable"))
-
-    def _to_device(self, array: np.ndarray[Any, Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.args.device.type == "cuda":
-            return tensor.pin_memory().to(self.args.device, non_blocking=True)  # nothing waits for pinned memory
-        return tensor.to(self.args.device)
+        device = self.args.device
+        batches = [padded_batch(device, *self.pad([pairs[row] for row in rows])) for rows in plan]
+        return batches, copied(np.argsort(np.concatenate(plan), kind="stable"), device)
 
     # --- validation ---
 
