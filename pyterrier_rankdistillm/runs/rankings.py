@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -165,7 +165,7 @@ class JoinedRankings(Rankings):
         self.qids = _Chain([run.qids for run in self.runs])
         self.docnos = _Chain([run.docnos for run in self.runs])
         self.sizes = np.concatenate([run.sizes for run in self.runs])
-        self._starts = np.append(0, np.cumsum([len(run) for run in self.runs]))
+        self._starts = _starts_of(self.runs)
 
     @property
     def has_scores(self) -> bool:
@@ -177,9 +177,8 @@ class JoinedRankings(Rankings):
         return [qid for run in self.runs for qid in run.contradictions()]
 
     def __getitem__(self, position: int) -> Ranking:
-        position = range(len(self))[position]
-        run = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self.runs[run][position - int(self._starts[run])]
+        run, within = _part_of(self._starts, position)
+        return self.runs[run][within]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return JoinedRankings, (self.runs,)
@@ -232,7 +231,7 @@ class _Chain(Sequence[str]):
 
     def __init__(self, parts: Sequence[Sequence[str]]) -> None:
         self._parts = parts
-        self._starts = np.append(0, np.cumsum([len(part) for part in parts]))
+        self._starts = _starts_of(parts)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -246,9 +245,20 @@ class _Chain(Sequence[str]):
             if place == slice(None):
                 return [item for part in self._parts for item in part[:]]
             return [self[at] for at in range(len(self))[place]]
-        place = range(len(self))[place]
-        part = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return self._parts[part][place - int(self._starts[part])]
+        part, within = _part_of(self._starts, place)
+        return self._parts[part][within]
+
+
+def _starts_of(parts: Sequence[Sized]) -> Integers:
+    """Where the parts of a whole begin, and where the last one ends, shape (parts + 1,)."""
+    return np.append(0, np.cumsum([len(part) for part in parts], dtype=np.int64))
+
+
+def _part_of(starts: Integers, place: int) -> tuple[int, int]:
+    """The part that a place of the whole is in, and the place there; an IndexError beyond the whole."""
+    place = range(int(starts[-1]))[place]
+    part = int(np.searchsorted(starts, place, side="right")) - 1
+    return part, place - int(starts[part])
 
 
 def _columns(run: pd.DataFrame) -> _Columns:
