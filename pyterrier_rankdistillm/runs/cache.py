@@ -29,7 +29,7 @@ from .atomic import write_json
 from .digests import blake2b_of
 from .kept import KeptWorkWarning
 from .published import PREFIX
-from .records import RECORD, model_identity, public, record
+from .records import RECORD, json_file, model_identity, public, record
 
 if TYPE_CHECKING:
     from ..reranker import CrossEncoderReRanker
@@ -200,8 +200,7 @@ class ScoreCache(pt.Artifact, pt.Transformer):
         with opened.place.turn:
             for name, file in super()._package_files():
                 if name == RECORD:
-                    shown = public(json.loads((opened.place.path / name).read_text(encoding="utf-8")))
-                    yield name, io.BytesIO(json.dumps(shown, indent=2).encode())
+                    yield name, json_file(public(json.loads((opened.place.path / name).read_text(encoding="utf-8"))))
                 else:
                     yield name, file
 

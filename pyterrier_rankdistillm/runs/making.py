@@ -29,7 +29,7 @@ from .given import Door, GivenRun, MappedRun, Ranker, Run, Topics, first_stage_o
 from .kept import Record, Work, check_reuse, made_at
 from .kinds import frame
 from .ranks import Ids, first_fault, order_disagrees, positions
-from .records import describe, frame_digest, public, versions
+from .records import describe, frame_digest, json_file, public, versions
 from .shards import Shards, completed, folder_of, record_of
 
 OnFault = Literal["error", "skip"]
@@ -160,8 +160,8 @@ class MadeRun(pt.Artifact):
 
     def _package_files(self) -> Iterator[tuple[str, str | io.BytesIO]]:
         """The files of ``build_package`` and ``to_hf``."""
-        yield "pt_meta.json", _json_file(self._build_metadata())
-        yield record_of(self.path).name, _json_file(public(self.record))
+        yield "pt_meta.json", json_file(self._build_metadata())
+        yield record_of(self.path).name, json_file(public(self.record))
         yield self.path.name, os.fspath(self.path)
 
 
@@ -172,10 +172,6 @@ def named_in(described: Any) -> str:
     kind = str(described.get("class", "")).rpartition(".")[2]
     model = next((str(described[key]) for key in ("model", "model_id", "model_name") if described.get(key)), None)
     return f"{kind} {model}".strip() if model else "" if kind == "Compose" else kind
-
-
-def _json_file(content: Any) -> io.BytesIO:
-    return io.BytesIO(json.dumps(content, indent=2).encode())
 
 
 def _run_in(folder: Path) -> Path:

@@ -9,6 +9,7 @@ import contextlib
 import enum
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -160,6 +161,11 @@ def public(record: Any) -> Any:
         return [public(value) for value in record]
     is_path = isinstance(record, str) and (record.startswith("~") or Path(record).is_absolute())
     return Path(record).name if is_path else record
+
+
+def json_file(content: Any) -> io.BytesIO:
+    """A JSON file in memory, for what is published."""
+    return io.BytesIO(json.dumps(content, indent=2).encode())
 
 
 def frame_digest(frame: pd.DataFrame) -> str:
