@@ -23,7 +23,7 @@ from pyterrier_rankdistillm import Checkpoint, MonoElectra
 from pyterrier_rankdistillm.reranker import TruncationWarning
 from pyterrier_rankdistillm.scoring import devices
 from pyterrier_rankdistillm.scoring import scorer as module
-from pyterrier_rankdistillm.scoring.scorer import ListScorer, Scorer
+from pyterrier_rankdistillm.scoring.scorer import ListScorer, Place, Scorer
 
 PAIRS = [(query, f"the cat sat on the mat {n} " * (n % 5 + 1)) for query in ("cat", "why rain") for n in range(24)]
 QUERIES, TEXTS = [query for query, _ in PAIRS], [text for _, text in PAIRS]
@@ -51,6 +51,12 @@ def three_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         pool.shutdown()
 
 
+def compute_with(place: Place, encoder: Callable[..., torch.Tensor]) -> None:
+    """Lets a function score a place's batches."""
+    encoder.sees_lists = False  # type: ignore[attr-defined]
+    place.encoder = encoder  # type: ignore[assignment]
+
+
 # --- cores ---
 
 
@@ -66,8 +72,7 @@ def test_cores_take_batches_of_their_own(opened: Checkpoint, expected: np.ndarra
             all_at_once.wait()
         return encoder(*batch)
 
-    noted.sees_lists = False  # type: ignore[attr-defined]
-    place.encoder = noted  # type: ignore[assignment]
+    compute_with(place, noted)
     np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
     assert len(seen) == 3
     assert {threads for _, threads in seen} == {1}
@@ -153,8 +158,7 @@ def test_an_error_ends_what_other_cores_compute(opened: Checkpoint) -> None:
         finally:
             running.pop()
 
-    failing.sees_lists = False  # type: ignore[attr-defined]
-    place.encoder = failing  # type: ignore[assignment]
+    compute_with(place, failing)
     with pytest.raises(LookupError, match="the fifth batch"):
         scorer.score(QUERIES, TEXTS)
     assert not running
@@ -173,8 +177,7 @@ def test_several_devices_give_equal_scores_and_all_work(opened: Checkpoint, expe
             counts[number] += 1
             return encoder(*batch)
 
-        counting.sees_lists = False  # type: ignore[attr-defined]
-        place.encoder = counting  # type: ignore[assignment]
+        compute_with(place, counting)
     np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
     assert min(counts) > 2
     assert scorer.devices == "cpu, cpu"
@@ -212,7 +215,7 @@ def test_a_device_has_the_next_batch_before_the_last_one_is_read(
             given.notify_all()
         return scores
 
-    launch.sees_lists = False  # type: ignore[attr-defined]
+    compute_with(place, launch)
     reads = iter(range(1, batches + 1))
 
     def read(scores: torch.Tensor) -> Callable[[], np.ndarray[Any, Any]]:
@@ -224,7 +227,6 @@ def test_a_device_has_the_next_batch_before_the_last_one_is_read(
 
         return wait_for
 
-    monkeypatch.setattr(place, "encoder", launch)
     monkeypatch.setattr(place, "read", read)
     gpu = devices.Threads(ThreadPoolExecutor(1), ThreadPoolExecutor(1), number=1, ahead=3)
     monkeypatch.setattr(module, "threads", lambda *_: gpu)
@@ -277,8 +279,7 @@ def test_a_pair_that_only_fits_alone_is_computed_alone(opened: Checkpoint, expec
         finally:
             room.release()
 
-    crowded.sees_lists = False  # type: ignore[attr-defined]
-    place.encoder = crowded  # type: ignore[assignment]
+    compute_with(place, crowded)
     np.testing.assert_allclose(scorer.score(QUERIES, TEXTS).scores, expected, rtol=0, atol=1e-5)
 
 

@@ -411,29 +411,27 @@ def test_checkpoints_without_lengths_name_the_limit_of_the_pair(
 # --- scores ---
 
 
-def test_a_non_finite_score_is_an_error_that_names_the_docno(
-    model: tiny.Tiny, frame: pd.DataFrame, tmp_path: Path
-) -> None:
+@pytest.fixture
+def broken(model: tiny.Tiny, tmp_path: Path) -> Path:
+    """A checkpoint that makes no number of a text with "cat"."""
     folder = tiny.copy(model.folder, tmp_path / "broken")
     state = tiny.load_state(folder)
     state["embeddings.word_embeddings.weight"][tiny.VOCAB.index("cat")] = float("nan")
     tiny.save_state(folder, state)
+    return folder
+
+
+def test_a_non_finite_score_is_an_error_that_names_the_docno(broken: Path, frame: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match=r"score of docno 'd3' \(qid 'q2'\) is nan; 2 of 6 .*not finite.*weights"):
-        MonoElectra(folder, device="cpu")(frame)
+        MonoElectra(broken, device="cpu")(frame)
     with pytest.raises(ValueError, match="Use dtype='float32' instead of 'int8'"):
-        MonoElectra(folder, device="cpu", dtype="int8")(frame)
+        MonoElectra(broken, device="cpu", dtype="int8")(frame)
 
 
 @tiny.needs_bfloat16
-def test_a_score_that_half_precision_breaks_asks_for_float32(
-    model: tiny.Tiny, frame: pd.DataFrame, tmp_path: Path
-) -> None:
-    folder = tiny.copy(model.folder, tmp_path / "broken")
-    state = tiny.load_state(folder)
-    state["embeddings.word_embeddings.weight"][tiny.VOCAB.index("cat")] = float("nan")
-    tiny.save_state(folder, state)
+def test_a_score_that_half_precision_breaks_asks_for_float32(broken: Path, frame: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="Use dtype='float32' instead of 'bfloat16'"):
-        MonoElectra(folder, device="cpu", dtype="bfloat16")(frame)
+        MonoElectra(broken, device="cpu", dtype="bfloat16")(frame)
 
 
 def test_sigmoid_maps_to_0_1_and_keeps_the_order(mono: MonoElectraReRanker, frame: pd.DataFrame) -> None:
