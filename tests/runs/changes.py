@@ -19,6 +19,9 @@ import torch
 SCORED: list[int] = []
 """Grows whenever any of these scorers is asked."""
 
+OWN = tempfile.TemporaryDirectory()
+"""Where this process writes what it edits: a folder of its own, since others write files of the same names."""
+
 
 def written(source: str, name: str, **names: Any) -> Any:
     """What a notebook's cell defines."""
@@ -29,8 +32,7 @@ def written(source: str, name: str, **names: Any) -> Any:
 
 def module(sign: int, source: str, name: str) -> Any:
     """A module of the user's, edited on disk and loaded anew."""
-    folder = Path(tempfile.gettempdir()) / "kept-changes"
-    folder.mkdir(exist_ok=True)
+    folder = Path(OWN.name)
     (folder / f"{name}.py").write_text(source.replace("SIGN", str(sign)))
     sys.path.insert(0, str(folder))
     try:
@@ -268,7 +270,7 @@ def own_state(sign: int) -> pt.Transformer:
 
 
 def file(sign: int) -> pt.Transformer:
-    place = Path(tempfile.gettempdir()) / f"kept-changes-{sign}.txt"
+    place = Path(OWN.name) / f"{sign}.txt"
     place.write_text(str(sign))
     return Weighted(place)
 
