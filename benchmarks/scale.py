@@ -123,19 +123,11 @@ def speed(scratch: Path, rounds: int, pairs: int, threads: int) -> None:
     for number in range(rounds):
         for engine, actors in ACTORS.items():
             each = max(1, threads // max(1, actors))
-            small, large = (
-                in_a_process(
-                    rerank,
-                    scratch / f"{name}.run",
-                    demo,
-                    demo,
-                    demo,
-                    actors,
-                    each,
-                    scratch / f"{number}{actors}{name}.run",
-                )  # fmt: skip
-                for name in sizes
-            )
+            taken = {}
+            for name in sizes:
+                output = scratch / f"{number}{actors}{name}.run"
+                taken[name] = in_a_process(rerank, scratch / f"{name}.run", demo, demo, demo, actors, each, output)
+            small, large = taken["small"], taken["large"]
             took[engine].append(
                 {kind: large[kind] - small[kind] for kind in ("clock", "processor", "driver", "worker", "Ray")}
             )

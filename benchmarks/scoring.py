@@ -413,9 +413,9 @@ class Measured:
     rounds: list[dict[str, Any]]
 
 
-def named_scorers(args: argparse.Namespace) -> Iterator[tuple[str, str, str, int | None]]:
-    """Name, kind, interpreter and batch size of each scorer, this package first."""
-    for named in [f"{name}={sys.executable}" for name in args.ours] + args.peer:
+def named_scorers(given: list[str]) -> Iterator[tuple[str, str, str, int | None]]:
+    """Name, kind, interpreter and batch size of each scorer, from ``NAME[:BATCH,...]=PYTHON``."""
+    for named in given:
         label, _, python = named.partition("=")
         kind, _, batches = label.partition(":")
         if kind not in SCORERS or not python:
@@ -442,7 +442,7 @@ def measured(
     workers: list[Worker] = []
     found: list[Measured] = []
     try:
-        for name, kind, python, batch in named_scorers(args):  # one after another: opening takes memory
+        for name, kind, python, batch in args.scorers:  # one after another: opening takes memory
             folder = folders[SCORERS[kind][0]]
             if folder not in expected:
                 with Worker("ours", answering, "ours", folder, None, args.threads) as ours:
@@ -554,8 +554,9 @@ def main() -> None:
     if args.family and not args.peer:
         parser.error("--family needs a --peer to compare with, such as sentence-transformers=PYTHON.")
     args.ours = args.ours or ["ours", *(["ours-int8"] * (not args.family))]
+    args.scorers = list(named_scorers([f"{name}={sys.executable}" for name in args.ours] + args.peer))
+    describe(python for _, _, python, _ in args.scorers)
     pairs = load_pairs(args.data, args.queries, args.depth)
-    describe(peer.partition("=")[2] for peer in args.peer)
     print(f"{len(pairs)} pairs, {args.rounds} alternated rounds, {args.threads} threads\n", flush=True)
     (compare_families if args.family else compare_scorers)(args, pairs)
 

@@ -5,13 +5,14 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyterrier_rankdistillm import Checkpoint
@@ -21,21 +22,15 @@ Benchmark = Callable[[str], ModuleType]
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
-    """Imports a benchmark as it is when it runs: its folder is on the path, for this test only."""
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Benchmark]:
+    """Imports a benchmark as it is when it runs, with its folder on the path; for one test, since names are common."""
     monkeypatch.syspath_prepend(FOLDER)
-    for file in FOLDER.glob("*.py"):
-        monkeypatch.delitem(sys.modules, file.stem, raising=False)  # and afterwards what was there is there again
-    return importlib.import_module
-
-
-@pytest.fixture(autouse=True)
-def modules() -> Any:
-    before = dict(sys.modules)
-    yield
-    for file in FOLDER.glob("*.py"):
-        if file.stem not in before:
-            sys.modules.pop(file.stem, None)
+    names = {file.stem for file in FOLDER.glob("*.py")}
+    before = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
 
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -88,19 +83,21 @@ def test_rounds_alternate_and_ratios_are_of_rounds(benchmark: Benchmark) -> None
     )
 
 
-def test_operations_are_those_that_torch_counts(tmp_path: Path, benchmark: Benchmark) -> None:
+def test_operations_are_those_that_torch_counts(
+    tmp_path: Path, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scoring = benchmark("scoring")
-    scoring.BASE = SHAPE
+    monkeypatch.setattr(scoring, "BASE", SHAPE)
     path = scoring.make_checkpoints(tmp_path)["linear"]
     queries, texts = ["cat", "cat", "dog food"], ["the cat sat on the mat", "no", "dogs eat"]
     opened = Checkpoint.open(path)
+    tokenizer = opened.tokenizer
     counted = 0
     for query, text in zip(queries, texts, strict=True):
-        pair = opened.tokenizer.join(
-            opened.tokenizer.encode_queries([query])[0], opened.tokenizer.encode_docs([text])[0]
-        )
-        ids, types, mask = (torch.from_numpy(x) for x in opened.tokenizer.pad([pair]))
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        pair = tokenizer.join(*tokenizer.encode_queries([query]), *tokenizer.encode_docs([text]))
+        ids, types, mask = (torch.from_numpy(x) for x in tokenizer.pad([pair]))
+        counter = FlopCounterMode(display=False)
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:  # as products, which are counted
             opened.encoder(ids, types, mask)
         counted += counter.get_total_flops() - 2 * TINY["hidden_size"]  # the head
     assert benchmark("measuring").needed_operations(path, queries, texts) == counted
