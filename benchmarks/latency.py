@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import Clock, Worker, describe, in_a_process, table_head, table_row
+from measuring import Clock, Worker, WorkerError, describe, in_a_process, table_head, table_row
 from scoring import load_pairs, make_family, precision
 
 SIZES = {"minilm": "minilm (6 x 384)", "base": "bert (12 x 768)"}
@@ -129,22 +129,31 @@ def main() -> None:
             flush=True,
         )
         for kind, python in kinds:
-            folder = saved
-            if kind == "openvino":
-                folder = Path(scratch) / "openvino"
-                in_a_process(convert, saved, folder, python=python)
-            for passages in args.passages:
-                with Worker(kind, caller, kind, folder, args.threads, python=python) as worker:
-                    cold = worker.ask([requests(pairs, passages, 1, 0)])["seconds"]
-                    for callers in args.callers:
-                        calls = max(1, CALLS.get(passages, 8) // callers)
-                        each = [requests(pairs, passages, calls, 1 + number * calls) for number in range(callers)]
-                        answer = worker.ask(each)
-                        times = sorted(answer["calls"])
-                        p95 = times[round(0.95 * (len(times) - 1))]
-                        seconds = (f"{cold:.2f}", f"{statistics.median(times):.3f}", f"{p95:.3f}")
-                        cpu = f"{answer['cpu'] / len(times):.3f}"
-                        print(table_row(kind, passages, callers, len(times), *seconds, cpu), flush=True)
+            try:
+                folder = saved
+                if kind == "openvino":
+                    in_a_process(convert, saved, folder := Path(scratch) / "openvino", python=python)
+                for passages in args.passages:
+                    with Worker(kind, caller, kind, folder, args.threads, python=python) as worker:
+                        measure(args, worker, pairs, passages)
+            except WorkerError as error:
+                if python == sys.executable:
+                    raise
+                error.left_out()
+
+
+def measure(args: argparse.Namespace, worker: Worker, pairs: list[list[str]], passages: int) -> None:
+    """Prints a row for each number of callers."""
+    cold = worker.ask([requests(pairs, passages, 1, 0)])["seconds"]
+    for callers in args.callers:
+        calls = max(1, CALLS.get(passages, 8) // callers)
+        each = [requests(pairs, passages, calls, 1 + number * calls) for number in range(callers)]
+        answer = worker.ask(each)
+        times = sorted(answer["calls"])
+        p95 = times[round(0.95 * (len(times) - 1))]
+        seconds = (f"{cold:.2f}", f"{statistics.median(times):.3f}", f"{p95:.3f}")
+        cpu = f"{answer['cpu'] / len(times):.3f}"
+        print(table_row(worker.name, passages, callers, len(times), *seconds, cpu), flush=True)
 
 
 if __name__ == "__main__":

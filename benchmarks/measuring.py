@@ -28,6 +28,14 @@ T = TypeVar("T")
 class WorkerError(Exception):
     """A worker ended before it answered."""
 
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+    def left_out(self) -> None:
+        """Says on stderr that others are measured without it, and why: the first and the last line."""
+        first, *_, last = str(self).splitlines()
+        print(f"Left out: {first} {last}", file=sys.stderr, flush=True)
+
 
 class Worker:
     """A function of a benchmark's file in a process of its own, with an interpreter of its own.
@@ -75,7 +83,9 @@ class Worker:
             self._process.wait()
             self._said.seek(0)
             said = self._said.read().decode(errors="replace").strip().splitlines()
-            raise WorkerError("\n".join([f"{self.name} ended with {self._process.returncode}:", *said[-20:]]))
+            raise WorkerError(
+                f"{self.name} ended with {self._process.returncode}:", *(said[-20:] or ["it said nothing"])
+            )
         return json.loads(line)
 
     def close(self) -> None:

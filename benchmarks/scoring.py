@@ -454,8 +454,7 @@ def measured(
                 worker.close()
                 if kind.startswith("ours"):
                     raise
-                first, *_, last = str(error).splitlines()
-                print(f"Left out: {first} {last}", file=sys.stderr, flush=True)
+                error.left_out()
                 continue
             workers.append(worker)
             found.append(Measured(name, kind, largest_difference(scores, expected[folder]), []))

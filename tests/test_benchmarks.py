@@ -124,7 +124,7 @@ class Scripted:
         from measuring import WorkerError
 
         if self.kind == "onnxruntime":
-            raise WorkerError("onnxruntime ended with 1:\nTraceback\nModuleNotFoundError: No module named 'onnx'")
+            raise WorkerError("onnxruntime ended with 1:", "Traceback", "ModuleNotFoundError: No module named 'onnx'")
         self.asked += 1
         seconds = {"ours": 2.0, "ours-int8": 1.0, "openvino": 3.0, "openvino-int8": 2.5}[self.kind]
         apart = {"openvino": 1e-3, "openvino-int8": 0.25}.get(self.kind, 0.0)
