@@ -29,6 +29,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from measuring import alternated, needed_operations, processor, table_head, table_row
 
 from pyterrier_rankdistillm import Checkpoint, MonoElectra
 from pyterrier_rankdistillm.demo.dataset import DemoDataset
@@ -65,7 +67,7 @@ def main() -> None:
     small = args.small or not torch.cuda.is_available()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU",
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
         "miniature": small, "tests": None if args.no_tests or small else run_tests(),
         "ceilings": {dtype: product_rate(dtype, device, 256 if small else 8192) for dtype in ("bfloat16", "float32")},
@@ -78,7 +80,7 @@ def main() -> None:
             systems = our_systems(checkpoint, device)
             if not args.no_peers:
                 systems |= peers(checkpoint, device)
-            report["rows"] += measured(size, shape, checkpoint, systems, frame, device, report["ceilings"], small)
+            report["rows"] += measured(size, checkpoint, systems, frame, device, report["ceilings"], small)
         if time.monotonic() - started > 60 * args.minutes:
             report["stopped"] = f"after {size}: {args.minutes:g} minutes were over"
             break
@@ -171,13 +173,12 @@ def peers(checkpoint: Path, device: str) -> dict[str, Callable[[pd.DataFrame], n
 
 
 def measured(
-    size: str, shape: dict[str, int], checkpoint: Path, systems: dict[str, Any], frame: pd.DataFrame, device: str,
+    size: str, checkpoint: Path, systems: dict[str, Any], frame: pd.DataFrame, device: str,
     ceilings: dict[str, float], small: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row per system."""
     one = frame[frame["qid"] == "0"]
-    operations = needed_operations(shape, checkpoint, frame)
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    operations = needed_operations(checkpoint, frame["query"].tolist(), frame["text"].tolist())
     memory: dict[str, float] = {}
     exact: np.ndarray[Any, Any] | None = None
     apart: dict[str, float] = {}
@@ -188,15 +189,14 @@ def measured(
         memory[name] = peak["gb"]
         exact = scores if exact is None else exact
         apart[name] = float(np.abs(scores - exact).max())
-    for _ in range(1 if small else ROUNDS):
-        for name, system in systems.items():
-            seconds[name].append(timed(lambda system=system: system(frame), device))
+    calls = [partial(timed, partial(system, frame), device) for system in systems.values()]
+    seconds = alternated(1 if small else ROUNDS, calls)
     rows = []
-    for name, system in systems.items():
+    for (name, system), took_each in zip(systems.items(), seconds, strict=True):
         latency = statistics.median(
             timed(lambda system=system: system(one), device) for _ in range(3 if small else LATENCIES)
         )
-        took = statistics.median(seconds[name])
+        took = statistics.median(took_each)
         ceiling = ceilings["float32" if name.split(", ")[1] == "float32" else "bfloat16"]
         rows.append(
             {
@@ -208,21 +208,6 @@ def measured(
         )  # fmt: skip
         print(rows[-1], flush=True)
     return rows
-
-
-def needed_operations(shape: dict[str, int], checkpoint: Path, frame: pd.DataFrame) -> float:
-    """Floating-point operations of the matrix products that the scores need; the last layer for [CLS] only."""
-    tokenizer = Checkpoint.open(checkpoint).tokenizer
-    queries = dict(zip(frame["query"], tokenizer.encode_queries(frame["query"].tolist()), strict=True))
-    docs = tokenizer.encode_docs(frame["text"].tolist())
-    hidden, inner, layers = (shape[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    total = 0.0
-    for query, doc in zip(frame["query"], docs, strict=True):
-        tokens = len(tokenizer.join(queries[query], doc).ids)
-        full = 2 * tokens * (4 * hidden**2 + 2 * hidden * inner) + 4 * tokens**2 * hidden
-        last = 2 * (2 * tokens + 2) * hidden**2 + 2 * 2 * hidden * inner + 4 * tokens * hidden
-        total += (layers - 1) * full + last
-    return total
 
 
 def product_rate(dtype: str, device: str, size: int) -> float:
@@ -264,17 +249,17 @@ def markdown(report: dict[str, Any]) -> str:
         f"{report['device']}, torch {report['torch']}, transformers {report['transformers']}, "
         f"Python {report['python']}; measured products: {ceilings}.",
         "",
-        f"| | {' | '.join(columns)} |",
-        f"|---|{'---:|' * len(columns)}",
+        table_head("", *columns),
     ]
     for row in report["rows"]:
         paper = f"{PAPER[row['size']]}" if row["size"] in PAPER and row["system"] == "ours, bfloat16" else ""
         lines.append(
-            f"| {row['size']}, {row['system']} | {row['pairs per second']:,.0f} | "
-            f"{row['seconds per query of 100']:.4f} | {row['seconds per query in a run']:.4f} | {paper} | "
-            f"{row['memory, GB']:.2f} | "
-            f"{row['share of the card']:.0%} | {row['largest difference']:.5f} |"
-        )
+            table_row(
+                f"{row['size']}, {row['system']}", f"{row['pairs per second']:,.0f}",
+                f"{row['seconds per query of 100']:.4f}", f"{row['seconds per query in a run']:.4f}", paper,
+                f"{row['memory, GB']:.2f}", f"{row['share of the card']:.0%}", f"{row['largest difference']:.5f}",
+            )
+        )  # fmt: skip
     if report["tests"]:
         lines += ["", f"Tests marked `gpu`: {report['tests']['summary']}"]
     return "\n".join(lines) + "\n"

@@ -12,16 +12,14 @@ runs in a process of its own, so that peaks are its own.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from scoring import BASE, peak_mb
+from measuring import in_a_process, memory_mb
+from scoring import BASE
 
 TINY = {
     "vocab_size": 30522,
@@ -57,11 +55,11 @@ def opening(checkpoint: str) -> dict[str, float]:
     from pyterrier_rankdistillm.scoring.scorer import Scorer
 
     torch.set_num_threads(2)
-    before = peak_mb()
+    before = memory_mb()["peak"]
     opened = Checkpoint.open(checkpoint)
-    after = peak_mb()
+    after = memory_mb()["peak"]
     Scorer(opened).score(["a cat"] * 8, [f"{row} cats " * 20 for row in range(8)])
-    return {"open": after - before, "score": peak_mb() - before}
+    return {"open": after - before, "score": memory_mb()["peak"] - before}
 
 
 def many_rows(checkpoint: str, rows: int) -> dict[str, float]:
@@ -97,18 +95,12 @@ def many_rows(checkpoint: str, rows: int) -> dict[str, float]:
     )
     frame["text"] += frame["docno"]  # distinct
     memory = frame.memory_usage(deep=True).sum() / 2**20
-    before = peak_mb()
+    before = memory_mb()["peak"]
     started = time.perf_counter()
     out = reranker(frame)
     seconds = time.perf_counter() - started
     assert len(out) == rows
-    return {"seconds": seconds, "in the encoder": inside, "frame MB": memory, "added MB": peak_mb() - before}
-
-
-def in_a_process(function: str, *arguments: Any) -> dict[str, float]:
-    command = [sys.executable, __file__, "--part", function, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return {"seconds": seconds, "in the encoder": inside, "frame MB": memory, "added MB": memory_mb()["peak"] - before}
 
 
 def save_random(folder: Path, shape: dict[str, int]) -> Path:
@@ -132,7 +124,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5, help="of the imports (default: %(default)s)")
     args = parser.parse_args()
-    imports = [in_a_process("import_seconds") for _ in range(args.rounds)]
+    imports = [in_a_process(import_seconds) for _ in range(args.rounds)]
     for what in imports[0]:
         print(
             f"{what}: {statistics.median(times[what] for times in imports):.3f} s beside torch, transformers, PyTerrier"
@@ -140,11 +132,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         base = save_random(Path(scratch) / "base", BASE)
         size = (base / "model.safetensors").stat().st_size / 2**20
-        for what, added in in_a_process("opening", str(base)).items():
+        for what, added in in_a_process(opening, base).items():
             print(f"{what}: {added:.0f} MB of peak memory, {added / size:.2f} times the file's {size:.0f} MB")
         tiny = save_random(Path(scratch) / "tiny", TINY)
         for rows in (args.rows // 10, args.rows):
-            cost = in_a_process("many_rows", str(tiny), rows)
+            cost = in_a_process(many_rows, tiny, rows)
             own = (cost["seconds"] - cost["in the encoder"]) / rows
             print(
                 f"{rows} rows: {cost['seconds']:.0f} s, of which {cost['in the encoder']:.0f} s in the encoder; "
@@ -154,10 +146,5 @@ def main() -> None:
             )
 
 
-PARTS = {function.__name__: function for function in (import_seconds, opening, many_rows)}
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--part"]:
-        print(json.dumps(PARTS[sys.argv[2]](*json.loads(sys.argv[3]))))
-    else:
-        main()
+    main()

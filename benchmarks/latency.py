@@ -13,9 +13,7 @@ at its default batch size, with torch or with its OpenVINO backend.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scoring import load_pairs, make_family
+from measuring import Clock, Worker, WorkerError, describe, in_a_process, table_head, table_row
+from scoring import load_pairs, make_family, precision
 
 SIZES = {"minilm": "minilm (6 x 384)", "base": "bert (12 x 768)"}
 CALLS = {10: 24, 100: 8, 1000: 1}
@@ -38,7 +37,7 @@ def opened(kind: str, folder: str) -> Rank:
     if kind.startswith("ours"):
         from pyterrier_rankdistillm import CrossEncoderReRanker
 
-        return CrossEncoderReRanker(folder, device="cpu", dtype=kind.partition("-")[2] or "float32").rank
+        return CrossEncoderReRanker(folder, device="cpu", dtype=precision(kind)).rank
     import torch
     from sentence_transformers import CrossEncoder
 
@@ -49,8 +48,12 @@ def opened(kind: str, folder: str) -> Rank:
     return lambda query, texts: model.predict([(query, text) for text in texts], show_progress_bar=False).argsort()
 
 
-def work(kind: str, folder: str, threads: int) -> None:
-    """Answers a line of requests (JSON: callers, and each one's queries and texts) with each call's seconds."""
+Requests = list[tuple[str, list[str]]]
+"""A caller's: queries, each with its texts."""
+
+
+def caller(kind: str, folder: str, threads: int) -> Callable[[list[Requests]], dict[str, Any]]:
+    """Answers what all callers ask with each call's seconds, and the time of all; the first time opens the model."""
     import torch
 
     torch.set_num_threads(threads)
@@ -58,63 +61,44 @@ def work(kind: str, folder: str, threads: int) -> None:
         import pyterrier_rankdistillm.reranker  # noqa: F401
     else:
         import sentence_transformers  # noqa: F401
-    answers, sys.stdout = sys.stdout, sys.stderr
     rank: Rank | None = None
-    for line in sys.stdin:
-        callers = json.loads(line)
-        started, used = time.perf_counter(), time.process_time()
-        rank = rank or opened(kind, folder)
-        seconds: list[float] = []
+
+    def answer(callers: list[Requests]) -> dict[str, Any]:
+        nonlocal rank
+        clock = Clock()
+        ranked = rank = rank or opened(kind, folder)
+        calls: list[float] = []
         failed: list[BaseException] = []
 
-        def call(requests: list[tuple[str, list[str]]], rank: Rank, seconds: list[float], failed: list[Any]) -> None:
+        def call(requests: Requests) -> None:
             try:
                 for query, texts in requests:
                     begun = time.perf_counter()
-                    rank(query, texts)
-                    seconds.append(time.perf_counter() - begun)
+                    ranked(query, texts)
+                    calls.append(time.perf_counter() - begun)
             except BaseException as error:
                 failed.append(error)
 
-        runs = [threading.Thread(target=call, args=(requests, rank, seconds, failed)) for requests in callers]
+        runs = [threading.Thread(target=call, args=(requests,)) for requests in callers]
         for run in runs:
             run.start()
         for run in runs:
             run.join()
         if failed:
             raise failed[0]
-        whole = time.perf_counter() - started
-        answer = {"calls": seconds, "whole": whole, "cpu": time.process_time() - used}
-        print(json.dumps(answer), file=answers, flush=True)
+        return {"calls": calls, **clock.read()}
+
+    return answer
 
 
-class Worker:
-    """A scorer in a process of its own."""
+def convert(folder: str, target: str) -> None:
+    """Saves a model for OpenVINO as Sentence Transformers does, so that a cold start does not convert it."""
+    from sentence_transformers import CrossEncoder
 
-    def __init__(self, python: str, kind: str, folder: Path, threads: int) -> None:
-        command = [python, __file__, "--worker", kind, str(folder), str(threads)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    def ask(self, callers: list[list[tuple[str, list[str]]]]) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(callers) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"A worker died; run it by hand to see why: {self.process.args}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    CrossEncoder(folder, backend="openvino", device="cpu").save_pretrained(target)
 
 
-def requests(pairs: list[list[str]], passages: int, calls: int, first: int) -> list[tuple[str, list[str]]]:
+def requests(pairs: list[list[str]], passages: int, calls: int, first: int) -> Requests:
     """Queries with their texts; no two have the same."""
     made = []
     for number in range(first, first + calls):
@@ -134,30 +118,43 @@ def main() -> None:
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--ours", nargs="+", default=["ours", "ours-bfloat16", "ours-int8"])
     args = parser.parse_args()
+    describe(peer.partition("=")[2] for peer in args.peer)
+    print(f"{args.size}, {args.threads} threads\n")
     pairs = load_pairs(args.data, 20, 60)
     kinds = [(kind, sys.executable) for kind in args.ours] + [tuple(peer.split("=", 1)) for peer in args.peer]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = make_family(Path(scratch), SIZES[args.size])
-        print("| scorer | passages | callers | calls | cold s | p50 s | p95 s | processor s a call |")
-        print("|---|---|---|---|---|---|---|---|")
+        saved = make_family(Path(scratch) / "model", SIZES[args.size])
+        print(
+            table_head("scorer", "passages", "callers", "calls", "cold s", "p50 s", "p95 s", "processor s a call"),
+            flush=True,
+        )
         for kind, python in kinds:
-            for passages in args.passages:
-                worker = Worker(python, kind, folder, args.threads)
-                cold = worker.ask([requests(pairs, passages, 1, 0)])["whole"]
-                for callers in args.callers:
-                    calls = max(1, CALLS.get(passages, 8) // callers)
-                    each = [requests(pairs, passages, calls, 1 + caller * calls) for caller in range(callers)]
-                    answer = worker.ask(each)
-                    times = sorted(answer["calls"])
-                    p95 = times[min(len(times) - 1, round(0.95 * (len(times) - 1)))]
-                    cells = f"{cold:.2f} | {statistics.median(times):.3f} | {p95:.3f}"
-                    cpu = answer["cpu"] / len(times)
-                    print(f"| {kind} | {passages} | {callers} | {len(times)} | {cells} | {cpu:.3f} |", flush=True)
-                worker.close()
+            try:
+                folder = saved
+                if kind == "openvino":
+                    in_a_process(convert, saved, folder := Path(scratch) / "openvino", python=python)
+                for passages in args.passages:
+                    with Worker(kind, caller, kind, folder, args.threads, python=python) as worker:
+                        measure(args, worker, pairs, passages)
+            except WorkerError as error:
+                if python == sys.executable:
+                    raise
+                error.left_out()
+
+
+def measure(args: argparse.Namespace, worker: Worker, pairs: list[list[str]], passages: int) -> None:
+    """Prints a row for each number of callers."""
+    cold = worker.ask([requests(pairs, passages, 1, 0)])["seconds"]
+    for callers in args.callers:
+        calls = max(1, CALLS.get(passages, 8) // callers)
+        each = [requests(pairs, passages, calls, 1 + number * calls) for number in range(callers)]
+        answer = worker.ask(each)
+        times = sorted(answer["calls"])
+        p95 = times[round(0.95 * (len(times) - 1))]
+        seconds = (f"{cold:.2f}", f"{statistics.median(times):.3f}", f"{p95:.3f}")
+        cpu = f"{answer['cpu'] / len(times):.3f}"
+        print(table_row(worker.name, passages, callers, len(times), *seconds, cpu), flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        work(sys.argv[2], sys.argv[3], int(sys.argv[4]))
-    else:
-        main()
+    main()

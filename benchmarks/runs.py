@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import random
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+from measuring import Clock, in_a_process, memory_mb
 
 from pyterrier_rankdistillm import runs
 
@@ -37,18 +33,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--formats", nargs="+", default=["run", "run.gz", "parquet", "jsonl"])
     parser.add_argument("--rankings", action="store_true", help="measure Rankings with a tenth of the rows and all")
-    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.step:
-        print(json.dumps(step(*args.step)))
-        return
     if args.rankings:
         rankings([args.rows // 10, args.rows], [f for f in args.formats if f in ("run", "run.gz", "parquet", "jsonl")])
         return
     with tempfile.TemporaryDirectory() as folder:
         source = args.run or Path(folder) / "synthetic.run"
         if args.run is None:
-            measured("synthetic", str(args.rows), source)  # elsewhere: a process counts what its parent had
+            in_a_process(step, "synthetic", str(args.rows), source)
         formats = [f for f in args.formats if f != "parquet" or importlib.util.find_spec("pyarrow")]
         steps = [("nothing", source, "-"), ("pt.io.read_results", source, "-"), ("runs.read", source, "-")]
         for suffix in formats:
@@ -58,7 +50,7 @@ def main() -> None:
                 steps += [("pt.io.write_results", source, Path(folder) / f"theirs.{suffix}")]
         print(f"{'':22}{'file':>16}{'rows':>12}{'MB':>8}{'seconds':>9}{'cpu':>9}{'peak MB':>9}")
         for name, origin, target in steps:
-            done = measured(name, origin, target)
+            done = in_a_process(step, name, origin, target)
             file = Path(origin if target == "-" else target)
             print(
                 f"{name:22}{''.join(file.suffixes[-2:])[-16:]:>16}{done['rows']:12,}{file.stat().st_size / 1e6:8.1f}"
@@ -77,12 +69,12 @@ def rankings(sizes: list[int], formats: list[str]) -> None:
     for rows in sizes:
         with tempfile.TemporaryDirectory() as folder:
             first = Path(folder) / "synthetic.run"
-            measured("synthetic", str(rows), first)
+            in_a_process(step, "synthetic", str(rows), first)
             for suffix in formats:
                 source = Path(folder) / f"copy.{suffix}"
-                measured("runs.write", first, source)
+                in_a_process(step, "runs.write", first, source)
                 for name in ("nothing", "Rankings.from_file", f"{RANKINGS:,} rankings"):
-                    done = measured(name, source, "-")
+                    done = in_a_process(step, name, source, "-")
                     file = source if name != f"{RANKINGS:,} rankings" else source.with_name(f"{source.name}.rankings")
                     print(
                         f"{name:24}{suffix:>9}{rows:12,}{file.stat().st_size / 1e6:8.1f}{done['seconds']:9.2f}"
@@ -91,17 +83,10 @@ def rankings(sizes: list[int], formats: list[str]) -> None:
                     )
 
 
-def measured(name: str, source: Path | str, target: Path | str) -> dict[str, float]:
-    """What ``step`` gives, from a process of its own."""
-    command = [sys.executable, __file__, "--step", name, str(source), str(target)]
-    done: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return done
-
-
 def step(name: str, source: str, target: str) -> dict[str, float]:
     """Does one thing; for writing, the run is read first, which is not timed but counts for the memory."""
     run = runs.read(source) if "write" in name else pd.DataFrame()
-    started, used = time.perf_counter(), time.process_time()
+    clock = Clock()
     if name == "synthetic":
         runs.write(synthetic(int(source)), target)
     elif name == "runs.read":
@@ -119,17 +104,7 @@ def step(name: str, source: str, target: str) -> dict[str, float]:
         draw = random.Random(0)
         for _ in range(RANKINGS):
             kept[draw.randrange(len(kept))]
-    seconds, cpu = time.perf_counter() - started, time.process_time() - used
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
-    return {"seconds": seconds, "cpu": cpu, "peak": peak, "rows": len(run), **resident()}
-
-
-def resident() -> dict[str, float]:
-    """MB in memory now: ``anonymous``, and ``mapped`` from files (on Linux, else nothing is known)."""
-    status = Path("/proc/self/status")
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
-    kinds = {"anonymous": "RssAnon", "mapped": "RssFile"}
-    return {name: int(lines[key].split()[0]) / 1024 if key in lines else float("nan") for name, key in kinds.items()}
+    return {**clock.read(), "rows": len(run), **memory_mb()}
 
 
 def synthetic(rows: int) -> pd.DataFrame:

@@ -17,11 +17,7 @@ and a worker were resident with, of which what is mapped from files (libraries, 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 from large_frame import TINY, WORDS, save_random
+from measuring import Spread, describe, in_a_process, median, memory_mb
 
 CORES = os.cpu_count() or 1
 ACTORS = {"local": 0, "ray, 1 actor": 1, "ray, 2 actors": 2}
@@ -73,16 +70,9 @@ class Watch(threading.Thread):
                 self.note(role, pid)
 
     def note(self, role: str, pid: int) -> None:
-        try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        except OSError:
-            return
-        sizes = {
-            line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmHWM", "RssAnon"))
-        }
         peak = self.peaks.setdefault(role, {})
-        for what, size in sizes.items():
-            peak[what] = max(peak.get(what, 0.0), size)
+        for what, size in memory_mb(pid).items():
+            peak[what] = max(peak.get(what, 0.0), size)  # what is NaN is not larger
 
 
 def rerank(run: str, model: str, text: str, topics: str, actors: int, threads: int, output: str) -> dict[str, Any]:
@@ -117,19 +107,6 @@ def rerank(run: str, model: str, text: str, topics: str, actors: int, threads: i
     return found
 
 
-def in_a_process(*arguments: Any) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        __file__,
-        "--part",
-        json.dumps([str(a) if isinstance(a, Path) else a for a in arguments]),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def speed(scratch: Path, rounds: int, pairs: int, threads: int) -> None:
     from pyterrier_rankdistillm import runs
 
@@ -146,12 +123,11 @@ def speed(scratch: Path, rounds: int, pairs: int, threads: int) -> None:
     for number in range(rounds):
         for engine, actors in ACTORS.items():
             each = max(1, threads // max(1, actors))
-            small, large = (
-                in_a_process(
-                    scratch / f"{name}.run", demo, demo, demo, actors, each, scratch / f"{number}{actors}{name}.run"
-                )
-                for name in sizes
-            )
+            taken = {}
+            for name in sizes:
+                output = scratch / f"{number}{actors}{name}.run"
+                taken[name] = in_a_process(rerank, scratch / f"{name}.run", demo, demo, demo, actors, each, output)
+            small, large = taken["small"], taken["large"]
             took[engine].append(
                 {kind: large[kind] - small[kind] for kind in ("clock", "processor", "driver", "worker", "Ray")}
             )
@@ -159,16 +135,9 @@ def speed(scratch: Path, rounds: int, pairs: int, threads: int) -> None:
             print(number, engine, {kind: round(value, 1) for kind, value in took[engine][-1].items()}, flush=True)
     print(f"{more} pairs more, {rounds} rounds")
     for engine, times in took.items():
-        ratios = {
-            kind: [mine[kind] / local[kind] for mine, local in zip(times, took["local"], strict=True)]
-            for kind in ("clock", "processor")
-        }
-        told = "; ".join(
-            f"{kind} {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-            for kind, values in ratios.items()
-        )
-        rate = more / statistics.median(time["clock"] for time in times)
-        start = statistics.median(time["start"] for time in times)
+        told = "; ".join(f"{kind} {Spread.ratio(times, took['local'], kind)}" for kind in ("clock", "processor"))
+        rate = more / median(times, "clock")
+        start = median(times, "start")
         print(f"{engine}: {rate:.1f} pairs/s; {start:.1f} s to start and for the small input; of local: {told}")
 
 
@@ -192,10 +161,10 @@ def memory(scratch: Path, rows: int) -> None:
                         "query": [f"{WORDS[n % len(WORDS)]} {n}" for n, _ in places],
                     })
                 )  # fmt: skip
-        found = in_a_process(scratch / f"{size}.parquet", model, scratch / "texts.parquet", None, CORES, 1,
+        found = in_a_process(rerank, scratch / f"{size}.parquet", model, scratch / "texts.parquet", None, CORES, 1,
                              scratch / f"{size}.out.parquet")  # fmt: skip
         told = "; ".join(
-            f"{role} {peak['VmHWM']:.0f} MB, {peak['RssAnon']:.0f} of them its own"
+            f"{role} {peak['peak']:.0f} MB, {peak['anonymous']:.0f} of them its own"
             for role, peak in found["peaks"].items()
         )
         took = f"{found['clock']:.0f} s, {found['processor']:.0f} s of processor"
@@ -209,6 +178,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=CORES, help="of the local engine (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=0, help="of the memory measurement (default: none)")
     args = parser.parse_args()
+    describe()
     with tempfile.TemporaryDirectory() as scratch:
         if args.rounds:
             speed(Path(scratch), args.rounds, args.pairs, args.threads)
@@ -217,7 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--part"]:
-        print(json.dumps(rerank(*json.loads(sys.argv[2]))))
-    else:
-        main()
+    main()

@@ -1,22 +1,29 @@
 """Pairs per second of this package and its peers: the same weights, the same pairs, the same machine.
 
-    python benchmarks/scoring.py --family all --data ../shared/data/trec-dl-2019-pool \
-        --peer sentence-transformers=PYTHON --threads 1
     python benchmarks/scoring.py --data ../shared/data/trec-dl-2019-pool \
         --peer lightning-ir=PYTHON --peer pyterrier-dr=PYTHON --peer sentence-transformers=PYTHON \
         --peer onnxruntime=PYTHON --peer openvino:1024=PYTHON
+    python benchmarks/scoring.py --precisions PYTHON --data ../shared/data/trec-dl-2019-pool
+    python benchmarks/scoring.py --family all --peer sentence-transformers=PYTHON \
+        --data ../shared/data/trec-dl-2019-pool
 
 One ELECTRA of base size (12 x 768) with random weights is saved in the format of each scorer. Every scorer is a worker
 process with an interpreter of its own (Lightning IR needs transformers below 5). In each round every scorer scores
-all pairs once; a ratio is the median of the per-round ratios, so that a machine whose speed drifts decides nothing.
-Peers run at several batch sizes, the first of which is their default, or at those that are named after a colon. Scores
-must agree to 2e-5 (int8's are another model's, their difference is printed). The ceiling is what this machine's fp32
-matrix product could do with the operations that a pair needs, measured in the same rounds. With ``--data``, nDCG@10 of
-float32 and int8 with the demo checkpoint is printed too.
+all pairs once; a ratio is the median of the per-round ratios, so that a machine whose speed drifts decides nothing, and
+ratios are of processor time too, which a machine that others use disturbs less. Peers run at several batch sizes, the
+first of which is their default, or at those that are named after a colon. float32 scores must agree to 2e-5; those of
+bfloat16 and int8 are another model's, their difference is printed. The ceiling is what this machine's fp32 matrix
+product could do with the operations that a pair needs, measured in the same rounds. With ``--data``, nDCG@10 of the
+demo checkpoint is printed too, in each precision of this package.
+
+With ``--precisions``, this package in float32, bfloat16 and int8 is measured beside OpenVINO in the same three and ONNX
+Runtime in float32 and int8 (on x86-64 it has no bfloat16), all in batches of 512 tokens; what that environment lacks is
+left out. ONNX Runtime needs the package onnx there, int8 of OpenVINO nncf. A peer's ratio is to this package in the
+same precision. int8 is the peers' own: ONNX Runtime's is dynamic, OpenVINO's is calibrated with the first pairs.
 
 With ``--family``, one model of each family at its usual size (random weights, transformers' own format, the demo's
-WordPiece tokenizer for all) is scored by this package and by Sentence Transformers at several batch sizes. Ratios are
-of processor time too, which a machine that others use disturbs less.
+WordPiece tokenizer for all) is scored by this package and by Sentence Transformers at several batch sizes, of which the
+best counts.
 """
 
 from __future__ import annotations
@@ -25,13 +32,29 @@ import argparse
 import gzip
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from measuring import (
+    Clock,
+    Spread,
+    Worker,
+    WorkerError,
+    alternated,
+    describe,
+    largest_difference,
+    median,
+    memory_mb,
+    needed_operations,
+    table_head,
+    table_row,
+)
 
 BASE = {
     "vocab_size": 30522,
@@ -42,32 +65,43 @@ BASE = {
     "intermediate_size": 3072,
     "max_position_embeddings": 512,
 }
-PEERS = {
+TOKENS = [1024, 256, 512, 2048]
+"""Of batches that are sorted by length, as one would write it."""
+SCORERS: dict[str, tuple[str, list[int | None]]] = {
+    # Kind: its checkpoint's head, and batch sizes.
+    **dict.fromkeys(("ours", "ours-bfloat16", "ours-int8"), ("linear", [None])),
     "lightning-ir": ("linear", [100, 1, 4, 8, 16]),
     "pyterrier-dr": ("linear", [16]),
     "sentence-transformers": ("classification", [32, 1, 4, 8]),
-    "onnxruntime": ("classification", [1024, 256, 512, 2048]),  # tokens; sorted by length, as one would write it
-    "openvino": ("classification", [1024, 256, 512, 2048]),
+    **dict.fromkeys(
+        ("onnxruntime", "onnxruntime-int8", "openvino", "openvino-bfloat16", "openvino-int8"),
+        ("classification", TOKENS),
+    ),
 }
-OURS: dict[str, dict[str, Any]] = {"ours": {}, "ours, int8": {"dtype": "int8"}}
 TOLERANCE = 2e-5
+
+
+def precision(kind: str) -> str:
+    """What a kind of scorer computes in."""
+    last = kind.rpartition("-")[2]
+    return last if last in ("bfloat16", "int8") else "float32"
 
 
 # --- workers: one scorer each, in a process of its own ----------------------------------------------------------------
 
 
-def open_scorer(kind: str, checkpoint: str, setting: Any) -> Callable[[list[list[str]]], list[float]]:
+def open_scorer(kind: str, checkpoint: str, batch: Any) -> Callable[[list[list[str]]], list[float]]:
     """A function from pairs to scores."""
-    if kind == "ours-sets":
+    if kind == "sets":
         from pyterrier_rankdistillm import SetEncoderReRanker
 
-        lists = SetEncoderReRanker(checkpoint, device="cpu", **(setting or {})).scorer
+        lists = SetEncoderReRanker(checkpoint, device="cpu").scorer
         return lambda pairs: lists.score_lists(*zip(*by_query(pairs), strict=True)).scores.tolist()
     if kind.startswith("ours"):
         from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
         from pyterrier_rankdistillm.scoring.scorer import Scorer
 
-        scorer = Scorer(Checkpoint.open(checkpoint), **(setting or {}))
+        scorer = Scorer(Checkpoint.open(checkpoint), device="cpu", dtype=precision(kind), batch_tokens=batch)
         return lambda pairs: scorer.score([q for q, _ in pairs], [d for _, d in pairs]).scores.tolist()
     if kind == "lightning-ir":
         import torch
@@ -79,8 +113,8 @@ def open_scorer(kind: str, checkpoint: str, setting: Any) -> Callable[[list[list
             scores: list[float] = []
             with torch.inference_mode():
                 for query, texts in by_query(pairs):
-                    for start in range(0, len(texts), setting):
-                        scores += module.score([query], [texts[start : start + setting]]).scores.view(-1).tolist()
+                    for start in range(0, len(texts), batch):
+                        scores += module.score([query], [texts[start : start + batch]]).scores.view(-1).tolist()
             return scores
 
         return score
@@ -88,7 +122,7 @@ def open_scorer(kind: str, checkpoint: str, setting: Any) -> Callable[[list[list
         import pandas as pd
         from pyterrier_dr import LightningIRMonoScorer
 
-        transformer = LightningIRMonoScorer(checkpoint, batch_size=setting, verbose=False)
+        transformer = LightningIRMonoScorer(checkpoint, batch_size=batch, verbose=False)
 
         def rerank(pairs: list[list[str]]) -> list[float]:
             frame = pd.DataFrame(pairs, columns=["query", "text"])
@@ -103,55 +137,105 @@ def open_scorer(kind: str, checkpoint: str, setting: Any) -> Callable[[list[list
         from sentence_transformers import CrossEncoder
 
         model = CrossEncoder(checkpoint, max_length=512, activation_fn=torch.nn.Identity(), device="cpu")
-        return lambda pairs: model.predict(pairs, batch_size=setting, show_progress_bar=False).tolist()
-    if kind in ("onnxruntime", "openvino"):
-        return exported(kind, checkpoint, setting)
+        return lambda pairs: model.predict(pairs, batch_size=batch, show_progress_bar=False).tolist()
+    engine, _, _ = kind.partition("-")
+    if engine in ENGINES:
+        return by_length(ENGINES[engine](checkpoint, precision(kind)), checkpoint, batch)
     raise ValueError(f"No scorer is called {kind!r}.")
 
 
-def exported(kind: str, checkpoint: str, batch_tokens: int) -> Callable[[list[list[str]]], list[float]]:
-    """The model of transformers as an ONNX graph, with pairs sorted by length and batched under a token budget."""
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""In the order in which models of transformers take them."""
+Run = Callable[[list[dict[str, Any]]], list[Any]]
+"""From padded batches (arrays of shape (pairs, tokens), by their names in ``INPUTS``) to logits, shape (pairs, 1)."""
+
+
+def by_length(run: Run, checkpoint: str, batch_tokens: int) -> Callable[[list[list[str]]], list[float]]:
+    """Pairs are sorted by length and batched under a token budget."""
     import numpy as np
-    import torch
-    from transformers import AutoTokenizer, ElectraForSequenceClassification
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    model = ElectraForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    with tempfile.TemporaryDirectory() as scratch:
-        file = f"{scratch}/model.onnx"
-        example = tokenizer([["a query", "a text"], ["a query", "a longer text"]], padding=True, return_tensors="pt")
-        axes = {name: {0: "batch", 1: "tokens"} for name in names}
-        torch.onnx.export(
-            model, tuple(example[name] for name in names), file, dynamo=False, opset_version=17,
-            input_names=list(names), output_names=["logits"], dynamic_axes=axes,
-        )  # fmt: skip
-        if kind == "onnxruntime":
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-            run = lambda inputs: session.run(None, inputs)[0]  # noqa: E731
-        else:
-            import openvino
-
-            settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-            compiled = openvino.Core().compile_model(file, "CPU", settings)
-            run = lambda inputs: compiled(inputs)[0]  # noqa: E731
 
     def score(pairs: list[list[str]]) -> list[float]:
         encoded = tokenizer(pairs, truncation=True, max_length=512)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-        scores = np.empty(len(pairs))
-        left = np.argsort(-lengths)
+        left, batches = np.argsort(-lengths), []
         while len(left):
             batch, left = np.split(left, [max(1, batch_tokens // lengths[left[0]])])
-            rows = {name: [encoded[name][i] for i in batch] for name in names}
-            scores[batch] = run(dict(tokenizer.pad(rows, return_tensors="np")))[:, 0]
+            batches.append(batch)
+        padded = [
+            dict(tokenizer.pad({name: [ids[i] for i in batch] for name, ids in encoded.items()}, return_tensors="np"))
+            for batch in batches
+        ]
+        scores = np.empty(len(pairs))
+        for batch, logits in zip(batches, run(padded), strict=True):
+            scores[batch] = logits[:, 0]
         return scores.tolist()
 
     return score
+
+
+def model_and_example(checkpoint: str) -> tuple[Any, dict[str, Any]]:
+    """The model of transformers, and two pairs as it takes them, to be traced with."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    pairs = [["a query", "a text"], ["a query", "a longer text"]]
+    example = AutoTokenizer.from_pretrained(checkpoint)(pairs, padding=True, return_tensors="pt")
+    return model, {name: example[name] for name in INPUTS if name in example}
+
+
+def onnxruntime_run(checkpoint: str, dtype: str) -> Run:
+    """ONNX Runtime with transformers' model; int8: its weights, and its inputs as they come."""
+    import onnxruntime
+    import torch
+
+    model, example = model_and_example(checkpoint)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = f"{scratch}/model.onnx"
+        axes = {name: {0: "batch", 1: "tokens"} for name in example}
+        torch.onnx.export(
+            model, tuple(example.values()), file, dynamo=False, opset_version=17,
+            input_names=list(example), output_names=["logits"], dynamic_axes=axes,
+        )  # fmt: skip
+        if dtype == "int8":
+            from onnxruntime.quantization import quantize_dynamic
+
+            quantize_dynamic(file, file := f"{scratch}/int8.onnx", per_channel=True)
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda batches: [session.run(None, inputs)[0] for inputs in batches]
+
+
+def openvino_run(checkpoint: str, dtype: str) -> Run:
+    """OpenVINO with transformers' model; int8: weights and inputs, by nncf, calibrated with the first pairs."""
+    import openvino
+    import torch
+
+    model, example = model_and_example(checkpoint)
+    converted = openvino.convert_model(model, example_input=example)
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+    }
+    core = openvino.Core()
+    compiled = None if dtype == "int8" else core.compile_model(converted, "CPU", settings)
+
+    def run(batches: list[dict[str, Any]]) -> list[Any]:
+        nonlocal compiled
+        if compiled is None:
+            import nncf
+
+            quantised = nncf.quantize(converted, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER)
+            compiled = core.compile_model(quantised, "CPU", settings)
+        return [compiled(inputs)[0] for inputs in batches]
+
+    return run
+
+
+ENGINES = {"onnxruntime": onnxruntime_run, "openvino": openvino_run}
 
 
 def by_query(pairs: list[list[str]]) -> list[tuple[str, list[str]]]:
@@ -161,63 +245,19 @@ def by_query(pairs: list[list[str]]) -> list[tuple[str, list[str]]]:
     return list(grouped.items())
 
 
-def work(kind: str, checkpoint: str, setting: Any, threads: int) -> None:
-    """Answers each line of pairs (JSON) with scores, seconds and peak memory."""
+def answering(kind: str, checkpoint: str, batch: int | None, threads: int) -> Callable[[list[list[str]]], Any]:
+    """Answers pairs with scores, what they took and the peak of memory."""
     import torch
 
     torch.set_num_threads(threads)
-    score = open_scorer(kind, checkpoint, setting)
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # libraries that print must not disturb the answers
-    for line in sys.stdin:
-        pairs = json.loads(line)
-        started, used = time.perf_counter(), time.process_time()
+    score = open_scorer(kind, checkpoint, batch)
+
+    def answer(pairs: list[list[str]]) -> dict[str, Any]:
+        clock = Clock()
         scores = score(pairs)
-        answer = {
-            "seconds": time.perf_counter() - started,
-            "cpu": time.process_time() - used,
-            "scores": scores,
-            "peak_mb": peak_mb(),
-        }
-        print(json.dumps(answer), file=answers, flush=True)
+        return {**clock.read(), "scores": scores, "peak_mb": memory_mb()["peak"]}
 
-
-def peak_mb() -> float:
-    """Peak of resident memory, of this program alone: what getrusage says begins with its parent's (Linux)."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
-
-
-class Worker:
-    """A scorer in a process of its own."""
-
-    def __init__(self, name: str, python: str, kind: str, checkpoint: Path, setting: Any, threads: int) -> None:
-        self.name = name
-        command = [python, __file__, "--worker", kind, str(checkpoint), json.dumps(setting), str(threads)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.seconds: list[float] = []
-        self.cpu: list[float] = []
-        self.peak_mb = 0.0
-
-    def score(self, pairs: list[list[str]]) -> tuple[list[float], float]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(pairs) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} died; run its worker by hand to see why: {self.process.args}")
-        answer = json.loads(line)
-        self.peak_mb = answer["peak_mb"]
-        self.last_cpu = float(answer["cpu"])
-        return answer["scores"], answer["seconds"]
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    return answer
 
 
 # --- families ---------------------------------------------------------------------------------------------------------
@@ -272,44 +312,6 @@ def make_family(folder: Path, name: str) -> Path:
     return folder
 
 
-def compare_families(args: argparse.Namespace) -> None:
-    """Prints a table: this package's time under Sentence Transformers' at its best batch size, per family."""
-    peers = [peer.split("=", 1) for peer in args.peer]
-    pairs = load_pairs(args.data, args.queries, args.depth)
-    names = list(FAMILIES) if args.family == "all" else [n for n in FAMILIES if n.split()[0] in args.family.split(",")]
-    print(f"{len(pairs)} pairs, {args.rounds} alternated rounds, {args.threads} threads")
-    print("| family | largest difference | faster by (clock) | range | faster by (processor time) | best batch there |")
-    print("|---|---|---|---|---|---|")
-    for name in names:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = make_family(Path(scratch), name)
-            ours = Worker("ours", sys.executable, "ours", folder, None, args.threads)
-            theirs = []
-            for peer, python in peers:
-                kind, _, sizes = peer.partition(":")
-                batches = [int(size) for size in sizes.split(",")] if sizes else PEERS[kind][1]
-                theirs += [Worker(f"{kind}, {b}", python, kind, folder, b, args.threads) for b in batches]
-            expected, _ = ours.score(pairs[:8])
-            for worker in theirs:  # one to warm up, and to compare
-                found, _ = worker.score(pairs[:8])
-                apart = max(abs(a - b) for a, b in zip(expected, found, strict=True))
-            for _ in range(args.rounds):
-                for worker in (ours, *theirs):
-                    _, seconds = worker.score(pairs)
-                    worker.seconds.append(seconds)
-                    worker.cpu.append(worker.last_cpu)
-            best = min(theirs, key=lambda worker: statistics.median(worker.cpu))
-            clock = [b / a for a, b in zip(ours.seconds, best.seconds, strict=True)]
-            cpu = statistics.median(b / a for a, b in zip(ours.cpu, best.cpu, strict=True))
-            print(
-                f"| {name} | {apart:.1e} | {statistics.median(clock):.2f} | {min(clock):.2f} to {max(clock):.2f} | "
-                f"{cpu:.2f} | {best.name} |",
-                flush=True,
-            )
-            for worker in (ours, *theirs):
-                worker.close()
-
-
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
@@ -326,8 +328,8 @@ def make_checkpoints(folder: Path) -> dict[str, Path]:
     torch.manual_seed(0)
     encoder: CrossEncoder | None = None
     paths = {}
-    for head in ("linear", "classification"):
-        model = CrossEncoder(EncoderConfig(**BASE), head)
+    for kind in ("linear", "classification"):
+        model = CrossEncoder(EncoderConfig(**BASE), kind)
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.02 if "embeddings" in name else 0.05)
@@ -335,7 +337,7 @@ def make_checkpoints(folder: Path) -> dict[str, Path]:
             model.load_state_dict({n: t for n, t in encoder.state_dict().items() if n != "linear.weight"}, strict=False)
         encoder = model
         source = "random weights, benchmarks/scoring.py"
-        paths[head] = Checkpoint(model.eval(), demo.tokenizer.with_lengths(lengths), source).save(folder / head)
+        paths[kind] = Checkpoint(model.eval(), demo.tokenizer.with_lengths(lengths), source).save(folder / kind)
     return paths
 
 
@@ -365,8 +367,8 @@ def condensed_run(data: Path, depth: int) -> Any:
     return run.assign(query=run["qid"].map(topics), text=run["docno"].map(texts))
 
 
-def effect_of_int8(data: Path) -> None:
-    """Prints nDCG@10 on the TREC DL 2019 pool in float32 and int8, with the demo checkpoint."""
+def effect_of_precision(data: Path, precisions: list[str]) -> None:
+    """Prints nDCG@10 on the TREC DL 2019 pool in each precision, with the demo checkpoint."""
     import pyterrier as pt
     from pyterrier.measures import nDCG
 
@@ -374,25 +376,10 @@ def effect_of_int8(data: Path) -> None:
 
     run, qrels = condensed_run(data, depth=100), pt.io.read_qrels(str(data / "qrels.txt"))
     run = run[run["qid"].isin(qrels["qid"])]
-    for dtype in ("float32", "int8"):
+    for dtype in precisions:
         reranked = MonoElectra("rankdistillm:demo", device="cpu", dtype=dtype)(run)
         value = pt.Evaluate(reranked, qrels, metrics=[nDCG @ 10])["nDCG@10"]
         print(f"nDCG@10 of the demo checkpoint in {dtype}: {value:.4f} ({len(run)} pairs)", flush=True)
-
-
-def needed_operations(checkpoint: Path, pairs: list[list[str]]) -> float:
-    """Floating-point operations of the matrix products that the scores need; the last layer for [CLS] only."""
-    from pyterrier_rankdistillm.scoring.checkpoint import Checkpoint
-
-    tokenizer = Checkpoint.open(checkpoint).tokenizer
-    hidden, inner, layers = BASE["hidden_size"], BASE["intermediate_size"], BASE["num_hidden_layers"]
-    total = 0.0
-    for query, text in pairs:
-        tokens = len(tokenizer.join(tokenizer.encode_queries([query])[0], tokenizer.encode_docs([text])[0]).ids)
-        full = 2 * tokens * (4 * hidden**2 + 2 * hidden * inner) + 4 * tokens**2 * hidden
-        last = 2 * (2 * tokens + 2) * hidden**2 + 2 * 2 * hidden * inner + 4 * tokens * hidden
-        total += (layers - 1) * full + last
-    return total
 
 
 def matrix_product_rate(threads: int) -> float:
@@ -411,81 +398,167 @@ def matrix_product_rate(threads: int) -> float:
     return 2 * 1024 * 768 * 3072 / best
 
 
+@dataclass
+class Measured:
+    """A scorer, and what was measured of it.
+
+    Args:
+        apart: The largest difference of its scores to this package's in float32.
+        rounds: Its answers.
+    """
+
+    name: str
+    kind: str
+    apart: float
+    rounds: list[dict[str, Any]]
+
+
+def named_scorers(given: list[str]) -> Iterator[tuple[str, str, str, int | None]]:
+    """Name, kind, interpreter and batch size of each scorer, from ``NAME[:BATCH,...]=PYTHON``."""
+    for named in given:
+        label, _, python = named.partition("=")
+        kind, _, batches = label.partition(":")
+        if kind not in SCORERS or not python:
+            raise SystemExit(f"A scorer must be NAME[:BATCH,...]=PYTHON, got {named!r}. Names: {', '.join(SCORERS)}.")
+        for batch in [int(batch) for batch in batches.split(",")] if batches else SCORERS[kind][1]:
+            yield kind if batch is None else f"{kind}, {batch} a batch", kind, python, batch
+
+
+def measured(
+    args: argparse.Namespace,
+    folders: Mapping[str, Path],
+    pairs: list[list[str]],
+    beside: Callable[[], Any] = lambda: None,
+) -> list[Measured]:
+    """All scorers in rounds that alternate, after one to warm up and to compare scores; this package first.
+
+    Args:
+        args: Say which scorers, rounds and threads.
+        folders: The checkpoint under each head.
+        pairs: Queries and texts.
+        beside: Called once a round.
+    """
+    expected: dict[Path, list[float]] = {}
+    workers: list[Worker] = []
+    found: list[Measured] = []
+    try:
+        for name, kind, python, batch in args.scorers:  # one after another: opening takes memory
+            folder = folders[SCORERS[kind][0]]
+            if folder not in expected:
+                with Worker("ours", answering, "ours", folder, None, args.threads) as ours:
+                    expected[folder] = ours.ask(pairs)["scores"]
+            worker = Worker(name, answering, kind, folder, batch, args.threads, python=python)
+            try:
+                scores = worker.ask(pairs)["scores"]
+            except WorkerError as error:
+                worker.close()
+                if kind.startswith("ours"):
+                    raise
+                error.left_out()
+                continue
+            workers.append(worker)
+            found.append(Measured(name, kind, largest_difference(scores, expected[folder]), []))
+        _, *rounds = alternated(args.rounds, [beside, *(partial(worker.ask, pairs) for worker in workers)])
+    finally:
+        for worker in workers:
+            worker.close()
+    for scorer, answers in zip(found, rounds, strict=True):
+        scorer.rounds = answers
+    return found
+
+
+def compare_scorers(args: argparse.Namespace, pairs: list[list[str]]) -> None:
+    """Prints a table of scorers at base size."""
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = make_checkpoints(Path(scratch))
+        operations = needed_operations(checkpoints["linear"], *zip(*pairs, strict=True))
+        rates: list[float] = []
+        scorers = measured(args, checkpoints, pairs, lambda: rates.append(matrix_product_rate(args.threads)))
+    print(
+        f"{operations / len(pairs) / 1e9:.1f} GFLOP a pair; "
+        f"fp32 matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s\n"
+    )
+    print(
+        table_head(
+            "scorer", "pairs/s", "relative time", "ours in that precision is faster by (clock)",
+            "(processor time)", "of the fp32 ceiling", "peak MB", "largest difference",
+        )
+    )  # fmt: skip
+    ours: dict[str, Measured] = {}
+    for scorer in scorers:
+        if scorer.kind.startswith("ours"):
+            ours.setdefault(precision(scorer.kind), scorer)
+    for scorer in scorers:
+        same = ours.get(precision(scorer.kind), scorers[0])
+        ratios = [
+            "" if scorer is same else Spread.ratio(scorer.rounds, same.rounds, what) for what in ("seconds", "cpu")
+        ]
+        share = Spread.of(operations / one["seconds"] / rate for one, rate in zip(scorer.rounds, rates, strict=True))
+        wrong = precision(scorer.kind) == "float32" and scorer.apart > TOLERANCE
+        print(
+            table_row(
+                scorer.name,
+                f"{len(pairs) / median(scorer.rounds, 'seconds'):.2f}",
+                Spread.ratio(scorer.rounds, scorers[0].rounds, "seconds"),
+                *ratios,
+                f"{share.median:.0%}",
+                f"{scorer.rounds[-1]['peak_mb']:,.0f}",
+                f"{scorer.apart:.1e}" + " DISAGREES" * wrong,
+            ),
+            flush=True,
+        )
+    if args.data is not None:
+        effect_of_precision(args.data, list(ours))
+
+
+def compare_families(args: argparse.Namespace, pairs: list[list[str]]) -> None:
+    """Prints a table: this package's time under Sentence Transformers' at its best batch size, per family."""
+    names = list(FAMILIES) if args.family == "all" else [n for n in FAMILIES if n.split()[0] in args.family.split(",")]
+    print(
+        table_head("family", "largest difference", "faster by (clock)", "faster by (processor time)", "its best batch")
+    )
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = make_family(Path(scratch), name)
+            ours, *others = measured(args, dict.fromkeys(("linear", "classification"), folder), pairs)
+            theirs = [scorer for scorer in others if not scorer.kind.startswith("ours")]
+            if not theirs:
+                raise SystemExit("No peer answered; see above.")
+            best = min(theirs, key=lambda scorer: median(scorer.rounds, "cpu"))
+            clock, cpu = (Spread.ratio(best.rounds, ours.rounds, what) for what in ("seconds", "cpu"))
+            print(table_row(name, f"{best.apart:.1e}", clock, cpu, best.name), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the TREC DL 2019 pool (default: the demo collection)")
     parser.add_argument(
-        "--peer", action="append", default=[], metavar="NAME[:BATCH,...]=PYTHON", help=f"of {', '.join(PEERS)}"
-    )
+        "--peer", action="append", default=[], metavar="NAME[:BATCH,...]=PYTHON",
+        help=f"of {', '.join(kind for kind in SCORERS if not kind.startswith('ours'))}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ours", nargs="+", metavar="NAME[:TOKENS,...]",
+        help="this package: ours (float32), ours-bfloat16, ours-int8 (default: ours, and ours-int8 without --family)",
+    )  # fmt: skip
+    parser.add_argument("--precisions", metavar="PYTHON", help="an environment with OpenVINO, ONNX Runtime, or both")
+    parser.add_argument("--family", help=f"compare families: all, or of {', '.join(n.split()[0] for n in FAMILIES)}")
     parser.add_argument("--queries", type=int, default=3)
     parser.add_argument("--depth", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--family", help=f"compare families: all, or of {', '.join(n.split()[0] for n in FAMILIES)}")
     args = parser.parse_args()
-    if args.family:
-        compare_families(args)
-        return
-
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = make_checkpoints(Path(scratch))
-        pairs = load_pairs(args.data, args.queries, args.depth)
-        operations = needed_operations(checkpoints["linear"], pairs)
-        workers = []
-        reference = {}
-        for name, setting in OURS.items():
-            workers.append(Worker(name, sys.executable, "ours", checkpoints["linear"], setting, args.threads))
-            reference[name] = "linear"
-        for peer in args.peer:
-            name, python = peer.split("=", 1)
-            kind, _, batches = name.partition(":")
-            head, settings = PEERS[kind]
-            for setting in [int(batch) for batch in batches.split(",") if batch] or settings:
-                name = f"{kind}, {setting} a batch"
-                workers.append(Worker(name, python, kind, checkpoints[head], setting, args.threads))
-                reference[name] = head
-        print(f"{len(pairs)} pairs, {operations / len(pairs) / 1e9:.1f} GFLOP a pair, {args.threads} threads")
-        expected = {head: expected_scores(checkpoints[head], pairs, args.threads) for head in set(reference.values())}
-        for worker in workers:  # warm-up, and the check
-            scores, _ = worker.score(pairs)
-            wanted = expected[reference[worker.name]]
-            difference = max(abs(a - b) for a, b in zip(scores, wanted, strict=True))
-            verdict = "agrees" if difference <= TOLERANCE else "differs" if "int8" in worker.name else "DISAGREES"
-            print(f"{worker.name}: {verdict}, largest difference {difference:.1e}", flush=True)
-        rates = []
-        for _ in range(args.rounds):
-            rates.append(matrix_product_rate(args.threads))
-            for worker in workers:
-                worker.seconds.append(worker.score(pairs)[1])
-        report(workers, rates, operations, len(pairs))
-        for worker in workers:
-            worker.close()
-    if args.data is not None:
-        effect_of_int8(args.data)
-
-
-def expected_scores(checkpoint: Path, pairs: list[list[str]], threads: int) -> list[float]:
-    worker = Worker("ours", sys.executable, "ours", checkpoint, {}, threads)
-    scores, _ = worker.score(pairs)
-    worker.close()
-    return scores
-
-
-def report(workers: list[Worker], rates: list[float], operations: float, pairs: int) -> None:
-    ours = workers[0]
-    print(f"\nfp32 matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s (median of {len(rates)} rounds)")
-    print(f"{'scorer':38} {'pairs/s':>8} {'ours is faster by':>18} {'of the ceiling':>15} {'peak MB':>8}")
-    for worker in workers:
-        speed = pairs / statistics.median(worker.seconds)
-        ratio = statistics.median(theirs / mine for theirs, mine in zip(worker.seconds, ours.seconds, strict=True))
-        share = statistics.median(
-            operations / seconds / rate for seconds, rate in zip(worker.seconds, rates, strict=True)
-        )
-        print(f"{worker.name:38} {speed:8.2f} {ratio:17.2f}x {share:14.0%} {worker.peak_mb:8.0f}")
+    if args.precisions:
+        args.ours = args.ours or ["ours", "ours-bfloat16", "ours-int8"]
+        args.peer += [f"{kind}:512={args.precisions}" for kind in SCORERS if kind.partition("-")[0] in ENGINES]
+    if args.family and not args.peer:
+        parser.error("--family needs a --peer to compare with, such as sentence-transformers=PYTHON.")
+    args.ours = args.ours or ["ours", *(["ours-int8"] * (not args.family))]
+    args.scorers = list(named_scorers([f"{name}={sys.executable}" for name in args.ours] + args.peer))
+    describe(python for _, _, python, _ in args.scorers)
+    pairs = load_pairs(args.data, args.queries, args.depth)
+    print(f"{len(pairs)} pairs, {args.rounds} alternated rounds, {args.threads} threads\n", flush=True)
+    (compare_families if args.family else compare_scorers)(args, pairs)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        work(sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), int(sys.argv[5]))
-    else:
-        main()
+    main()

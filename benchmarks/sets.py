@@ -12,13 +12,15 @@ per-round ratios, of processor time too, since that does not count the time of o
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import training
-from scoring import TOLERANCE, Worker, load_pairs, make_checkpoints
+from measuring import Spread, Worker, alternated, describe, largest_difference, table_head, table_row
+from scoring import TOLERANCE, answering, load_pairs, make_checkpoints
 
 
 def as_set_encoder(checkpoint: Path, target: Path) -> Path:
@@ -31,39 +33,35 @@ def measure_speed(args: argparse.Namespace, scratch: Path) -> None:
     linear = make_checkpoints(scratch)["linear"]
     sets = as_set_encoder(linear, scratch / "sets")
     pairs = load_pairs(args.data, args.queries, args.depth)
-    workers = [
-        Worker("this package, Set-Encoder", sys.executable, "ours-sets", sets, {}, args.threads),
-        Worker("this package, monoELECTRA", sys.executable, "ours", linear, {}, args.threads),
+    scorers = [
+        ("this package, Set-Encoder", sys.executable, "sets", sets, None),
+        ("this package, monoELECTRA", sys.executable, "ours", linear, None),
     ]
     if args.peer:
-        workers.append(Worker("Lightning IR, Set-Encoder", args.peer, "lightning-ir", sets, sys.maxsize, args.threads))
-    print(f"{len(pairs)} passages of {args.queries} queries, {args.rounds} alternated rounds, {args.threads} threads")
-    scores = {worker.name: worker.score(pairs)[0] for worker in workers}  # to warm up, and to compare
-    ours, *others = workers
-    for _ in range(args.rounds):
-        for worker in workers:
-            worker.seconds.append(worker.score(pairs)[1])
-            worker.cpu.append(worker.last_cpu)
-    print("| | time / the Set-Encoder's here | range | processor time | range | peak MB | largest difference |")
-    print("|---|---|---|---|---|---|---|")
-    for worker in workers:
-        cells = [worker.name]
-        for mine, theirs in ((ours.seconds, worker.seconds), (ours.cpu, worker.cpu)):
-            ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-            cells += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
-        apart = max(abs(a - b) for a, b in zip(scores[ours.name], scores[worker.name], strict=True))
-        print(f"| {' | '.join(cells)} | {worker.peak_mb:.0f} | {apart:.1e} |", flush=True)
-        worker.close()
-    if others[1:]:
-        agrees = max(map(abs, (a - b for a, b in zip(*(scores[w.name] for w in (ours, others[1])), strict=True))))
-        print("agrees with Lightning IR" if agrees <= TOLERANCE else "DISAGREES with Lightning IR")
+        scorers.append(("Lightning IR, Set-Encoder", args.peer, "lightning-ir", sets, sys.maxsize))
+    print(f"{len(pairs)} passages of {args.queries} queries, {args.rounds} alternated rounds, {args.threads} threads\n")
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(name, answering, kind, folder, batch, args.threads, python=python))
+            for name, python, kind, folder, batch in scorers
+        ]
+        scores = [worker.ask(pairs)["scores"] for worker in workers]  # to warm up, and to compare
+        rounds = alternated(args.rounds, [partial(worker.ask, pairs) for worker in workers])
+    print(table_head("", "time / the Set-Encoder's here", "processor time", "peak MB", "largest difference"))
+    for (name, *_), found, answers in zip(scorers, scores, rounds, strict=True):
+        ratios = [Spread.ratio(answers, rounds[0], what) for what in ("seconds", "cpu")]
+        apart = largest_difference(scores[0], found)
+        print(table_row(name, *ratios, f"{answers[-1]['peak_mb']:,.0f}", f"{apart:.1e}"))
+    if args.peer:
+        agrees = largest_difference(scores[0], scores[2]) <= TOLERANCE
+        print("agrees with Lightning IR" if agrees else "DISAGREES with Lightning IR")
 
 
 def measure_memory(args: argparse.Namespace, scratch: Path) -> None:
     plain = training.make_checkpoint(scratch / "memory", "linear", 0.1)
     sets = as_set_encoder(plain, scratch / "memory-sets")
     lists = training.load_lists(args.data, max(args.depths), 2)
-    print("| memory that 2 steps take, MB | " + " | ".join(f"{depth} passages" for depth in args.depths) + " |")
+    print("\n" + table_head("memory that 2 steps take, MB", *(f"{depth} passages" for depth in args.depths)))
     for name, checkpoint, settings in (
         ("Set-Encoder, a whole list fits in memory_tokens", sets, {}),
         ("Set-Encoder, memory_tokens=2048", sets, {"memory_tokens": 2048}),
@@ -71,10 +69,10 @@ def measure_memory(args: argparse.Namespace, scratch: Path) -> None:
     ):
         grown = []
         for depth in args.depths:
-            with training.Worker(name, sys.executable, "ours", settings, args.threads) as worker:
-                some = [(query, texts[:depth]) for query, texts in lists]
-                grown.append(worker.train(checkpoint, some, len(some))["grown_mb"])
-        print(f"| {name} | " + " | ".join(f"{megabytes:,.0f}" for megabytes in grown) + " |", flush=True)
+            some = [(query, texts[:depth]) for query, texts in lists]
+            with Worker(name, training.trainer, "ours", settings, args.threads) as worker:
+                grown.append(worker.ask([str(checkpoint), some, len(some)])["grown_mb"])
+        print(table_row(name, *(f"{megabytes:,.0f}" for megabytes in grown)), flush=True)
 
 
 def main() -> None:
@@ -88,6 +86,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=["speed", "memory"])
     args = parser.parse_args()
+    describe([args.peer] if args.peer else [])
     with tempfile.TemporaryDirectory() as folder:
         if args.only != "memory":
             measure_speed(args, Path(folder))

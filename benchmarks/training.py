@@ -22,19 +22,28 @@ without room for a whole list.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scoring import by_query, load_pairs, peak_mb
+from measuring import (
+    Clock,
+    Spread,
+    Worker,
+    alternated,
+    describe,
+    largest_difference,
+    median,
+    memory_mb,
+    table_head,
+    table_row,
+)
+from scoring import by_query, load_pairs
 
 MINILM = {
     "vocab_size": 30522,
@@ -58,20 +67,22 @@ CHECKED_DOCUMENTS = 8
 
 List = tuple[str, list[str]]
 """A query with the texts of its documents, the best first."""
+Task = tuple[str, list[List], int]
+"""A checkpoint, what it is trained on, and how many steps."""
 
 
 # --- workers: one trainer each, in a process of its own ---------------------------------------------------------------
 
 
-class Clock:
+class Steps:
     """Times the steps of a training: from the first call of any module to the last optimiser step."""
 
-    def __enter__(self) -> Clock:
+    def __enter__(self) -> Steps:
         from torch.nn.modules.module import register_module_forward_pre_hook
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         self.before_mb = 0.0
-        self.seconds = self.processor_seconds = 0.0
+        self.took: dict[str, float] = {}
         self._first_call = register_module_forward_pre_hook(self._start)
         self._steps = register_optimizer_step_post_hook(self._step)
         return self
@@ -82,12 +93,11 @@ class Clock:
 
     def _start(self, *_: Any) -> None:
         self._first_call.remove()
-        self.before_mb = resident_mb()
-        self._started = time.perf_counter(), time.process_time()
+        self.before_mb = memory_mb()["now"]
+        self._clock = Clock()
 
     def _step(self, *_: Any) -> None:
-        self.seconds = time.perf_counter() - self._started[0]
-        self.processor_seconds = time.process_time() - self._started[1]
+        self.took = self._clock.read()
 
 
 def train_ours(checkpoint: str, lists: list[List], steps: int, settings: dict[str, Any]) -> list[float]:
@@ -201,64 +211,19 @@ TRAINERS: dict[str, Callable[[str, list[List], int, dict[str, Any]], list[float]
 }
 
 
-def work(kind: str, settings: dict[str, Any], threads: int) -> None:
-    """Answers each line (JSON: checkpoint, lists, steps) with losses, seconds and megabytes."""
+def trainer(kind: str, settings: dict[str, Any], threads: int) -> Callable[[Task], dict[str, Any]]:
+    """Answers a task with losses, what the steps took, and MB."""
     import torch
 
     torch.set_num_threads(threads)
-    train = TRAINERS[kind]
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # libraries that print must not disturb the answers
-    for line in sys.stdin:
-        task = json.loads(line)
-        with Clock() as clock:
-            losses = train(task["checkpoint"], task["lists"], task["steps"], settings)
-        answer = {
-            "losses": losses,
-            "seconds": clock.seconds,
-            "processor_seconds": clock.processor_seconds,
-            "grown_mb": peak_mb() - clock.before_mb,
-        }
-        print(json.dumps(answer), file=answers, flush=True)
 
+    def answer(task: Task) -> dict[str, Any]:
+        checkpoint, lists, steps = task
+        with Steps() as timed:
+            losses = TRAINERS[kind](checkpoint, lists, steps, settings)
+        return {"losses": losses, **timed.took, "grown_mb": memory_mb()["peak"] - timed.before_mb}
 
-def resident_mb() -> float:
-    """This program's resident memory now, on Linux."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) / 1024
-
-
-class Worker:
-    """A trainer in a process of its own."""
-
-    def __init__(self, name: str, python: str, kind: str, settings: dict[str, Any], threads: int) -> None:
-        self.name = name
-        self.kind = kind
-        command = [python, __file__, "--worker", kind, json.dumps(settings), str(threads)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.rounds: list[dict[str, Any]] = []
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def train(self, checkpoint: Path, lists: list[List], steps: int) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        task = {"checkpoint": str(checkpoint), "lists": lists, "steps": steps}
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} died; run its worker by hand to see why: {self.process.args}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __exit__(self, *_: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    return answer
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -297,68 +262,68 @@ def load_lists(data: Path | None, depth: int, number: int) -> list[List]:
     return [(query, texts[:depth]) for query, texts in full[:number]]
 
 
-def check(workers: list[Worker], checkpoints: dict[str, Path], lists: list[List], threads: int) -> None:
+def check(trainers: list[Trainer], workers: list[Worker], task: Callable[[str], Task], threads: int) -> None:
     """Prints whether each trainer's losses are those of ours, under the same head."""
-    query, texts = lists[0]
-    short = [(query, texts[:CHECKED_DOCUMENTS])]
     expected: dict[str, list[float]] = {}
-    for worker in workers[1:]:
-        head, factor, _ = PEERS[worker.kind]
+    for (name, _, kind, _), worker in zip(trainers[1:], workers[1:], strict=True):
+        head, factor, _ = PEERS[kind]
         if head not in expected:
-            with Worker("ours", sys.executable, "ours", {}, threads) as ours:
-                expected[head] = ours.train(checkpoints[head], short, CHECKED_STEPS)["losses"]
-        losses = worker.train(checkpoints[head], short, CHECKED_STEPS)["losses"]
-        pairs = zip(losses, expected[head], strict=True)
-        difference = max(abs(theirs - factor * mine) for theirs, mine in pairs)
+            with Worker("ours", trainer, "ours", {}, threads) as ours:
+                expected[head] = ours.ask(task(head))["losses"]
+        losses = worker.ask(task(head))["losses"]
+        difference = largest_difference(losses, [factor * loss for loss in expected[head]])
         verdict = "agrees" if difference <= TOLERANCE else "DISAGREES"
         curve = " ".join(f"{loss:.5f}" for loss in losses)
-        print(f"  {worker.name}: {verdict}, largest difference {difference:.0e}; losses {curve}", flush=True)
+        print(f"- {name}: {verdict}, largest difference {difference:.0e}; losses {curve}", flush=True)
+
+
+Trainer = tuple[str, str, str, dict[str, Any]]
+"""Name, interpreter, kind and settings."""
+
+
+def named_trainers(peers: list[str]) -> list[Trainer]:
+    """This package's, and peers' with each of their settings."""
+    found: list[Trainer] = [("this package", sys.executable, "ours", {})]
+    for peer in peers:
+        kind, python = peer.split("=", 1)
+        for settings in PEERS[kind][2]:
+            name = f"{kind} {' '.join(f'{key}={value}' for key, value in settings.items())}".rstrip()
+            found.append((name, python, kind, settings))
+    return found
+
+
+def head_of(kind: str) -> str:
+    """Of the checkpoint that a kind of trainer opens."""
+    return PEERS[kind][0] if kind in PEERS else "linear"
 
 
 def measure_speed(args: argparse.Namespace, depth: int, scratch: Path) -> None:
     lists = load_lists(args.data, depth, args.lists)
     checkpoints = {
-        (head, dropout): make_checkpoint(scratch / f"{head}-{dropout}-{depth}", head, dropout)
+        (head, dropout): str(make_checkpoint(scratch / f"{head}-{dropout}-{depth}", head, dropout))
         for head in ("linear", "classification")
         for dropout in (0.0, 0.1)
     }
+    trainers = named_trainers(args.peer)
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker("this package", sys.executable, "ours", {}, args.threads))]
-        for peer in args.peer:
-            kind, python = peer.split("=", 1)
-            for settings in PEERS[kind][2]:
-                name = f"{kind} {' '.join(f'{key}={value}' for key, value in settings.items())}".rstrip()
-                workers.append(stack.enter_context(Worker(name, python, kind, settings, args.threads)))
-        print(f"\n{len(lists)} lists of {depth} documents, {args.threads} threads; with dropout 0:")
-        undropped = {head: path for (head, dropout), path in checkpoints.items() if not dropout}
-        check(workers, undropped, lists, args.threads)
-        for number in range(args.rounds + 1):
-            for worker in workers:
-                head = PEERS[worker.kind][0] if worker.kind in PEERS else "linear"
-                answer = worker.train(checkpoints[head, 0.1], lists, len(lists))
-                if number:  # the first is the warm-up
-                    worker.rounds.append(answer)
-        report(workers, len(lists))
-
-
-def report(workers: list[Worker], lists: int) -> None:
-    def median(worker: Worker, kind: str) -> float:
-        return statistics.median(answer[kind] for answer in worker.rounds)
-
-    def ratios(worker: Worker, kind: str) -> list[float]:
-        rounds = zip(worker.rounds, workers[0].rounds, strict=True)
-        return [theirs[kind] / mine[kind] for theirs, mine in rounds]
-
-    head = ("trainer", "lists/s", "ours is faster by", "by processor time", "its range", "lists/s CPU")
-    print("{:42} {:>8} {:>18} {:>18} {:>13} {:>12}".format(*head))
-    for worker in workers:
-        by_processor = ratios(worker, "processor_seconds")
-        print(
-            f"{worker.name:42} {lists / median(worker, 'seconds'):8.3f} "
-            f"{statistics.median(ratios(worker, 'seconds')):17.2f}x {statistics.median(by_processor):17.2f}x "
-            f"{min(by_processor):6.2f}-{max(by_processor):.2f} {lists / median(worker, 'processor_seconds'):12.3f}",
-            flush=True,
-        )
+        workers = [
+            stack.enter_context(Worker(name, trainer, kind, settings, args.threads, python=python))
+            for name, python, kind, settings in trainers
+        ]
+        print(f"\n{len(lists)} lists of {depth} documents, {args.threads} threads; with dropout 0:\n", flush=True)
+        short = [(query, texts[:CHECKED_DOCUMENTS]) for query, texts in lists[:1]]
+        check(trainers, workers, lambda head: (checkpoints[head, 0.0], short, CHECKED_STEPS), args.threads)
+        calls = [
+            partial(worker.ask, (checkpoints[head_of(kind), 0.1], lists, len(lists)))
+            for (_, _, kind, _), worker in zip(trainers, workers, strict=True)
+        ]
+        alternated(1, calls)  # to warm up
+        rounds = alternated(args.rounds, calls)
+    print("\n" + table_head("trainer", "lists/s", "faster by (clock)", "faster by (processor time)", "lists/s CPU"))
+    for (name, *_), answers in zip(trainers, rounds, strict=True):
+        each = [f"{len(lists) / median(answers, what):.3f}" for what in ("seconds", "cpu")]
+        clock, cpu = (Spread.ratio(answers, rounds[0], what) for what in ("seconds", "cpu"))
+        print(table_row(name, each[0], clock, cpu, each[1]), flush=True)
 
 
 def measure_memory(args: argparse.Namespace, scratch: Path) -> None:
@@ -366,29 +331,23 @@ def measure_memory(args: argparse.Namespace, scratch: Path) -> None:
     checkpoints = {
         head: make_checkpoint(scratch / f"memory-{head}", head, 0.1) for head in ("linear", "classification")
     }
-    trainers: list[tuple[str, str, str, dict[str, Any]]] = [
-        ("this package, room for a list", sys.executable, "ours", {}),
-        (
-            f"this package, room for {args.memory_tokens:,} tokens",
-            sys.executable,
-            "ours",
-            {"memory_tokens": args.memory_tokens},
-        ),
+    small = {"memory_tokens": args.memory_tokens}
+    whole, *peers = named_trainers(args.peer)
+    trainers: list[Trainer] = [
+        whole,
+        (f"this package, room for {args.memory_tokens:,} tokens", sys.executable, "ours", small),
+        *(peer for peer in peers if not peer[3]),
     ]
-    for peer in args.peer:
-        kind, python = peer.split("=", 1)
-        trainers.append((kind, python, kind, {}))
     depths = (25, 50, 100)
     longest = load_lists(args.data, max(depths), 2)
-    print(f"\n{'memory that 2 steps take, MB':42} " + " ".join(f"{depth:>4} docs" for depth in depths))
+    print("\n" + table_head("memory that 2 steps take, MB", *(f"{depth} documents" for depth in depths)))
     for name, python, kind, settings in trainers:
-        head = PEERS[kind][0] if kind in PEERS else "linear"
         grown = []
         for depth in depths:
-            with Worker(name, python, kind, settings, args.threads) as worker:
-                lists = [(query, texts[:depth]) for query, texts in longest]
-                grown.append(worker.train(checkpoints[head], lists, len(lists))["grown_mb"])
-        print(f"{name:42} " + " ".join(f"{megabytes:9.0f}" for megabytes in grown), flush=True)
+            lists = [(query, texts[:depth]) for query, texts in longest]
+            with Worker(name, trainer, kind, settings, args.threads, python=python) as worker:
+                grown.append(worker.ask((str(checkpoints[head_of(kind)]), lists, len(lists)))["grown_mb"])
+        print(table_row(name, *(f"{megabytes:,.0f}" for megabytes in grown)), flush=True)
 
 
 def main() -> None:
@@ -402,6 +361,7 @@ def main() -> None:
     parser.add_argument("--memory-tokens", type=int, default=2048, help="room in the measurement of memory")
     parser.add_argument("--no-memory", action="store_true", help="measure speed only")
     args = parser.parse_args()
+    describe(peer.partition("=")[2] for peer in args.peer)
     with tempfile.TemporaryDirectory() as folder:
         for depth in args.depth:
             measure_speed(args, depth, Path(folder))
@@ -410,7 +370,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        work(sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]))
-    else:
-        main()
+    main()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -376,30 +373,3 @@ def test_half_precision_casts_the_layers_once_and_keeps_the_rest(name: str, tmp_
     torch.testing.assert_close(scores, near, rtol=0, atol=0.1)
     assert len(scores.unique()) == len(near.unique())  # the head does not collapse close scores
     assert all(weight.dtype == torch.float32 for weight in opened.encoder.parameters())
-
-
-# --- the benchmark of GPUs ---
-
-
-def test_the_benchmark_of_gpus_runs_in_miniature(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--small", "--no-peers", "--output", str(tmp_path / "gpu")])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a CPU without bfloat16 says so
-        benchmark.main()
-    report = json.loads((tmp_path / "gpu.json").read_text())
-    systems = {row["system"]: row for row in report["rows"]}
-    assert {"ours, float32", "ours, bfloat16", "ours, float16"} <= systems.keys()
-    assert systems["ours, float32"]["largest difference"] == 0
-    assert all(row["pairs per second"] > 0 and row["largest difference"] < 0.1 for row in systems.values())
-    table = (tmp_path / "gpu.md").read_text()
-    assert table.count("\n| tiny, ours") == len(systems)
-    assert "tf32" in capsys.readouterr().out  # which a CPU does not have
