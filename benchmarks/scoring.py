@@ -13,8 +13,7 @@ all pairs once; a ratio is the median of the per-round ratios, so that a machine
 ratios are of processor time too, which a machine that others use disturbs less. Peers run at several batch sizes, the
 first of which is their default, or at those that are named after a colon. float32 scores must agree to 2e-5; those of
 bfloat16 and int8 are another model's, their difference is printed. The ceiling is what this machine's fp32 matrix
-product could do with the operations that a pair needs, measured in the same rounds. With ``--data``, nDCG@10 of the
-demo checkpoint is printed too, in each precision of this package.
+product could do with the operations that a pair needs, measured in the same rounds.
 
 With ``--precisions``, this package in float32, bfloat16 and int8 is measured beside OpenVINO in the same three and ONNX
 Runtime in float32 and int8 (on x86-64 it has no bfloat16), all in batches of 512 tokens; what that environment lacks is
@@ -361,25 +360,11 @@ def condensed_run(data: Path, depth: int) -> Any:
     with gzip.open(data / "passages.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = {row["docno"]: row["text"] for row in map(json.loads, file)}
     topics = dict(line.split("\t", 1) for line in (data / "queries.tsv").read_text(encoding="utf-8").splitlines())
-    run = pt.io.read_results(str(data.parent / "trec-dl-runs" / "bm25-pyserini.trec-dl-2019.run.gz"))
+    year = data.name.removesuffix("-pool")
+    run = pt.io.read_results(str(data.parent / "trec-dl-runs" / f"bm25-pyserini.{year}.run.gz"))
     run = run.sort_values(["qid", "score", "docno"], ascending=[True, False, False]).groupby("qid").head(depth)
     run = run[run["docno"].isin(texts) & run["qid"].isin(topics)]
     return run.assign(query=run["qid"].map(topics), text=run["docno"].map(texts))
-
-
-def effect_of_precision(data: Path, precisions: list[str]) -> None:
-    """Prints nDCG@10 on the TREC DL 2019 pool in each precision, with the demo checkpoint."""
-    import pyterrier as pt
-    from pyterrier.measures import nDCG
-
-    from pyterrier_rankdistillm import MonoElectra
-
-    run, qrels = condensed_run(data, depth=100), pt.io.read_qrels(str(data / "qrels.txt"))
-    run = run[run["qid"].isin(qrels["qid"])]
-    for dtype in precisions:
-        reranked = MonoElectra("rankdistillm:demo", device="cpu", dtype=dtype)(run)
-        value = pt.Evaluate(reranked, qrels, metrics=[nDCG @ 10])["nDCG@10"]
-        print(f"nDCG@10 of the demo checkpoint in {dtype}: {value:.4f} ({len(run)} pairs)", flush=True)
 
 
 def matrix_product_rate(threads: int) -> float:
@@ -507,8 +492,6 @@ def compare_scorers(args: argparse.Namespace, pairs: list[list[str]]) -> None:
             ),
             flush=True,
         )
-    if args.data is not None:
-        effect_of_precision(args.data, list(ours))
 
 
 def compare_families(args: argparse.Namespace, pairs: list[list[str]]) -> None:
