@@ -7,7 +7,7 @@ One cross-encoder of MiniLM's size (6 x 384, random weights; ``--size base``: 12
 for one query at a time. Each scorer is a process of its own. Cold: from the model's name to the first ranking, after
 imports. Warm: every caller ranks one query after another, with other texts each time; p50 and p95 are of all calls of
 all callers. Processor time is of the whole process, per call. Peers are Sentence Transformers' ``CrossEncoder.predict``
-at its default batch size, with torch or with its OpenVINO backend.
+at its default batch size, with torch or with its OpenVINO backend (converted before: no start converts a model).
 """
 
 from __future__ import annotations
