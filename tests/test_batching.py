@@ -59,3 +59,23 @@ def test_batches_are_as_full_as_the_budget_allows(seed: int) -> None:
     for batch in plan(lengths, 1_000)[:-1]:
         longest = max(lengths[position] for position in batch)
         assert len(batch) == max(1, 1_000 // longest)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("lanes", [2, 3, 16])
+def test_lanes_get_equal_batches_and_equally_many(seed: int, lanes: int) -> None:
+    lengths = np.array(random_lengths(seed))
+    fewest = len(plan_batches(lengths, 1_000))
+    wanted = -(-fewest // lanes) * lanes
+    batches = plan_batches(lengths, 1_000, lanes)
+    assert len(batches) <= wanted
+    largest = max(len(batch) * lengths[batch].max() for batch in batches)
+    assert largest <= max(1_000, lengths.max())
+    assert len(plan_batches(lengths, int(largest) - 1)) > wanted or largest == lengths.max()  # none smaller does
+    assert np.array_equal(np.concatenate(batches), np.argsort(-lengths, kind="stable"))
+
+
+def test_two_lanes_share_few_pairs() -> None:
+    lengths = np.full(9, 50, dtype=np.int64)
+    assert [len(batch) for batch in plan_batches(lengths, 500, 2)] == [5, 4]  # 450 tokens would be one batch
+    assert [len(batch) for batch in plan_batches(lengths, 200, 2)] == [3, 3, 3]  # four cannot be more equal than three

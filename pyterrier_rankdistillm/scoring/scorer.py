@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import threading
 import warnings
 import weakref
@@ -250,9 +249,7 @@ class Scorer:
 
     def _plan(self, lengths: NDArray[np.int64], lanes: int) -> list[list[NDArray[np.int64]]]:
         """The batches of each task, for pairs of these lengths."""
-        # Enough batches for all cores, also where there are few pairs.
-        even = max(int(lengths.max()), math.ceil(int(lengths.sum()) / lanes))
-        return [[batch] for batch in plan_batches(lengths, min(self.batch_tokens, even))]
+        return [[batch] for batch in plan_batches(lengths, self.batch_tokens, lanes)]
 
     def _scored(
         self,
