@@ -90,6 +90,15 @@ def test_importing_says_nothing_and_sets_up_no_logging() -> None:
     assert run(code) == ""
 
 
+def test_first_scores_do_not_wait_for_torchs_compiler() -> None:
+    code = (
+        "import sys; from pyterrier_rankdistillm import MonoElectra; "
+        "MonoElectra('rankdistillm:demo', device='cpu').rank('a query', ['a text', 'another']); "
+        "print([name for name in ('torch._dynamo', 'sympy', 'transformers') if name in sys.modules])"
+    )
+    assert run(code).splitlines()[0] == "[]"
+
+
 def test_scoring_needs_neither_data_frames_nor_pyterrier() -> None:
     code = (
         "import sys, pyterrier_rankdistillm.scoring.scorer; "

@@ -8,6 +8,7 @@ names of the weights of ELECTRA and of Lightning IR; ``formats`` has the tables 
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from .attention import KeysValues, Layout, Packed, Padded
@@ -29,6 +31,23 @@ Pooling = Literal["first", "mean", "max", "sum"]
 
 ROBERTA = ("roberta", "xlm-roberta")
 """Families whose positions are counted from ``pad_token_id`` + 1, over the tokens that are not padding."""
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules that are made here have names and shapes only: no memory, and nothing is drawn.
+
+    (On the meta device alone torch imports its compiler, which takes a second, to draw nothing.)
+    """
+    with torch.device("meta"), _NothingDrawn():
+        yield
 
 
 @dataclass(frozen=True)
@@ -229,7 +248,8 @@ class PairEncoder(nn.Module, ABC):
         """
         for module, name, *_ in list(self.linear_maps()):
             whole = getattr(module, name)
-            half = nn.Linear(whole.in_features, whole.out_features, bias=whole.bias is not None, device="meta")
+            with without_weights():
+                half = nn.Linear(whole.in_features, whole.out_features, bias=whole.bias is not None)
             tensors = {key: tensor.to(dtype) for key, tensor in whole.state_dict().items()}
             half.load_state_dict(tensors, assign=True)
             setattr(module, name, half.eval().requires_grad_(False))
@@ -312,7 +332,7 @@ class CrossEncoder(PairEncoder):
 
     def on(self, device: torch.device) -> CrossEncoder:
         """A twin for scoring; see ``PairEncoder.on``."""
-        with torch.device("meta"):
+        with without_weights():
             twin = self._blank(self.config)
         twin.load_state_dict({name: t.detach().to(device) for name, t in self.state_dict().items()}, assign=True)
         return twin.eval().requires_grad_(False)

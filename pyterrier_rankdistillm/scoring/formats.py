@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checks import is_whole
 from ..errors import CheckpointError
-from .encoder import CrossEncoder, EncoderConfig, HeadKind, PairEncoder, Pooling
+from .encoder import CrossEncoder, EncoderConfig, HeadKind, PairEncoder, Pooling, without_weights
 from .families import FAMILIES, Family
 from .folders import SentenceTransformer, listed
 from .sets import BACKBONES, Interaction, SetEncoder
@@ -162,7 +162,7 @@ def build_encoder(
         raise CheckpointError(f"{source} cannot be opened as a re-ranker: {'; '.join(complaints)}.")
     assert head is not None
     made: dict[str, Any] = {"pooling": head.pooling, "log_probability": head.log_probability}
-    with torch.device("meta"):
+    with without_weights():
         encoder = (
             CrossEncoder(shape, head.kind, head.outputs, head.bias, **made)
             if interaction is None
@@ -203,7 +203,7 @@ def _names_and_shapes(shape: EncoderConfig, weights: Mapping[str, Tensor]) -> di
     held = {found[1] for name in weights if (found := re.match(r"encoder\.layer\.(\d+)\.", name))}
     # One layer more than there is shows what is missing; a million would be made for as long.
     shape = replace(shape, num_hidden_layers=min(shape.num_hidden_layers, len(held) + 1))
-    with torch.device("meta"):  # names and shapes only: no memory, no random numbers
+    with without_weights():
         return {n: t.shape for n, t in CrossEncoder(shape).state_dict().items() if n != "linear.weight"}
 
 

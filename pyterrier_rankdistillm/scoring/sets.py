@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention import Padded
-from .encoder import Batch, CrossEncoder, EncoderConfig, HeadKind
+from .encoder import Batch, CrossEncoder, EncoderConfig, HeadKind, without_weights
 
 BACKBONES = ("electra", "bert")
 """Families that Lightning IR makes set encoders of."""
@@ -79,7 +79,7 @@ class SetEncoder(CrossEncoder):
             grown[: len(table)] = table
             grown[token].normal_(0.0, config.initializer_range, generator=torch.Generator().manual_seed(seed))
             weights[_TOKENS] = grown
-        with torch.device("meta"):
+        with without_weights():
             made = cls(config, **encoder._settings, interaction=interaction)
         made.load_state_dict(weights, assign=True)
         made.has_new_head = encoder.has_new_head
