@@ -114,11 +114,11 @@ def threads(device: torch.device, tasks: int) -> Threads:
 
     Args:
         device: The device.
-        tasks: Number of tasks there will be. Where they are fewer than cores, cores share each.
+        tasks: Number of tasks there will be. Where they are fewer than half of the cores, cores share each.
     """
     if device.type == "cpu":
         number = cores()
-        if tasks >= number > 1:
+        if number > 1 and tasks >= number / 2:
             return Threads(_pool("cpu", number, each=1), None, number, ahead=2 * number)
         if number == torch.get_num_threads():
             return HERE

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -344,15 +344,20 @@ class Scorer:
         self.batch_tokens = min(self.batch_tokens, half)
 
     def _tokenised(self, windows: Iterable[list[tuple[str, str]]]) -> Iterator[list[Pair]]:
-        """Windows of tokenised pairs. The next window is tokenised while this one is encoded."""
+        """Windows of tokenised pairs. The next window is tokenised, in a thread, while this one is encoded."""
         queries: dict[str, Tokens] = {}  # few, and repeated over windows
+        rest = iter(windows)
+        current = [self._tokenise(window, queries) for window in islice(rest, 1)]  # nothing to encode yet
+        following = next(rest, None)
+        if following is None:
+            yield from current
+            return
         with ThreadPoolExecutor(max_workers=1) as pool:
-            tasks = (pool.submit(self._tokenise, window, queries) for window in windows)
-            ahead = next(tasks, None)
-            while ahead is not None:
-                current = ahead.result()
-                ahead = next(tasks, None)
-                yield current
+            for window in chain([following], rest):
+                ahead = pool.submit(self._tokenise, window, queries)
+                yield from current
+                current = [ahead.result()]
+        yield from current
 
     def _tokenise(self, pairs: list[tuple[str, str]], queries: dict[str, Tokens]) -> list[Pair]:
         new = [query for query in dict.fromkeys(query for query, _ in pairs) if query not in queries]
