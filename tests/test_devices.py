@@ -92,7 +92,7 @@ def test_threads_that_start_later_have_the_callers_number_of_torch_threads(opene
 def test_few_pairs_are_computed_by_all_cores_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(devices, "cores", lambda: 3)
-    assert devices.threads(torch.device("cpu"), 2) is devices.HERE
+    assert devices.threads(torch.device("cpu"), 1) is devices.HERE
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(devices, "cores", lambda: 1)
     assert devices.threads(torch.device("cpu"), 100) is devices.HERE
@@ -100,9 +100,15 @@ def test_few_pairs_are_computed_by_all_cores_together(monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("three_cores")
 def test_a_containers_share_holds_for_few_pairs_too() -> None:
-    few = devices.threads(torch.device("cpu"), 2)
+    few = devices.threads(torch.device("cpu"), 1)
     assert few.submit(torch.get_num_threads, lambda found: found).result() == 3
     assert torch.get_num_threads() == 5
+
+
+@pytest.mark.usefixtures("three_cores")
+@pytest.mark.parametrize(("tasks", "lanes"), [(1, 1), (2, 3), (100, 3)])
+def test_half_as_many_tasks_as_cores_have_a_core_each(tasks: int, lanes: int) -> None:
+    assert devices.threads(torch.device("cpu"), tasks).number == lanes
 
 
 @pytest.mark.usefixtures("three_cores")
