@@ -59,11 +59,7 @@ class Reproduction:
         """Systems by settings; if there are several measures, columns also name the measure."""
         cells = self.cells
         columns = cells["setting"] if len(self.measures) == 1 else cells["setting"] + " " + cells["measure"]
-        wide = cells.assign(column=columns).pivot_table(
-            index="system", columns="column", values="value", sort=False, aggfunc="first"
-        )
-        wide = wide.reindex(index=cells["system"].unique(), columns=columns.unique())
-        return wide.rename(index=report.row_names(cells)).rename_axis(columns=None)
+        return report.wide(cells, columns, cells["value"]).rename_axis(columns=None)
 
     @property
     def agrees(self) -> bool | None:
