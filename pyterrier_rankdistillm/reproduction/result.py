@@ -33,8 +33,8 @@ class Reproduction:
         cells: One row per setting, system and measure: ``value``, ``topics``, ``documents`` (ranked), ``retrieved``
             (by the first stage), ``better`` and ``worse`` (topics, compared with the baseline), ``p_value``,
             ``p_value_corrected`` (Holm, over the systems of the call) and ``significant``.
-        comparison: MeasuredCell beside published; see ``comparison.compare``.
-        per_query: One row a setting, system, topic and measure: ``setting``, ``system``, ``qid``, ``query``,
+        comparison: Measured cells beside published ones; see ``comparison.compare``.
+        per_query: One row per setting, system, topic and measure: ``setting``, ``system``, ``qid``, ``query``,
             ``measure``, ``value``.
         tasks: Like ``cells``, task by task, if a setting pools several tasks; else empty.
         not_run: ``task``, ``why`` and ``what to do`` for everything that could not be run.

@@ -83,7 +83,7 @@ def rerank_dataset(
     Raises:
         ValueError, KeyError: As from ``runs`` and ``MonoElectra``: the run is malformed, queries or texts are missing,
             or scores are not finite; or there are more workers than Ray has room for.
-        WorkerError: A shard killed its worker several times, or no worker gave a sign of life for ten minutes.
+        WorkerError: A shard killed its worker several times, or no worker responded for ten minutes.
         KeptWorkError: ``output`` or ``{output}.shards`` belongs to other work.
         InUseError: Another process makes this run.
         ImportError: Ray Data is not installed.
