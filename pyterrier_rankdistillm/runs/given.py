@@ -129,8 +129,8 @@ def read(
 
     With a dataset, query and text are joined, so that re-ranking a file takes two lines::
 
-        first_stage = pt.Transformer.from_df(runs.read("bm25.run.gz", dataset="msmarco-passage/trec-dl-2019/judged"))
-        result = (first_stage >> MonoElectra("webis/monoelectra-base"))(topics)
+        run = runs.read("bm25.run.gz", dataset="msmarco-passage/trec-dl-2019/judged")
+        result = (pt.Transformer.from_df(run) >> MonoElectra("webis/monoelectra-base"))(topics)
 
     Args:
         source: Path, a stream of bytes or text (read to its end, left open), a frame, which is checked as a file is,

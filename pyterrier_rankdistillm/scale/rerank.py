@@ -43,7 +43,8 @@ def rerank_dataset(
 
     ::
 
-        rerank_dataset("bm25.run.gz", "webis/monoelectra-base", "monoelectra.parquet", text="msmarco-passage/train")
+        model, text = "webis/monoelectra-base", "msmarco-passage/train"
+        rerank_dataset("bm25.run.gz", model, "monoelectra.parquet", text=text)
 
     The result is that of ``MonoElectra.transform`` for the whole run: the same documents and order, and the same scores
     to 1e-5 (in float32; with another ``dtype`` a score depends a little on the pairs that it is batched with, which are
