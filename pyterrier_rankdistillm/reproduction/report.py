@@ -169,7 +169,8 @@ def latex(result: Reproduction) -> str:
 def table(result: Reproduction) -> str:
     """The numbers in HTML: best bold, second underlined."""
     shown = _marked(result, "<b>{}</b>", "<u>{}</u>", "<sup>*</sup>", html.escape)
-    return shown.rename_axis(index=None, columns=shown.index.name).to_html(escape=False, border=0)
+    numbers = shown.rename_axis(index=None, columns=shown.index.name).to_html(escape=False, border=0)
+    return f'<div class="scroll" style="overflow-x:auto">{numbers}</div>'
 
 
 def fragment(result: Reproduction) -> str:

@@ -149,7 +149,7 @@ def test_words_that_parsers_take_for_missing_are_ids(tmp_path: Path) -> None:
         ('{"qid": "1", "docno": "a", "score": NaN}\n', "line 1: score must be a finite number, got nan"),
         (jsonl({"qid": 1.5, "docno": "a", "score": 1}), "line 1: qid must be a string or a whole number, got 1.5"),
         (jsonl({"qid": "1", "docno": "a", "score": 1, "rank": 1.5}), "line 1: rank must be a whole number, got 1.5"),
-        (jsonl({"qid": "1", "docno": "a", "score": 1}) + "{,}\n", "line 2: no valid JSON"),
+        (jsonl({"qid": "1", "docno": "a", "score": 1}) + "{,}\n", "line 2: not valid JSON"),
         (jsonl({"qid": "1", "docno": "a", "score": 1}) + "[1]\n", "line 2: a line must hold a JSON object, got list"),
         (jsonl({"qid": "1", "docno": "", "score": 1}), "line 1: docno is missing"),
         (

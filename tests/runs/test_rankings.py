@@ -327,10 +327,10 @@ def test_pickles_carry_the_path(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("d100\n", "")
     put(tmp_path, TREC)
     Rankings.from_file(file)
-    with pytest.raises(FileNotFoundError, match="gone or of another run by now"):
+    with pytest.raises(FileNotFoundError, match="gone, or belongs to another run by now"):
         pickle.loads(data)
     (tmp_path / "some.run.rankings").unlink()
-    with pytest.raises(FileNotFoundError, match="gone or of another run by now"):
+    with pytest.raises(FileNotFoundError, match="gone, or belongs to another run by now"):
         pickle.loads(data)
     assert plain(pickle.loads(pickle.dumps(Rankings.from_frame(RUN)))) == WITH_QUERIES
 

@@ -305,7 +305,7 @@ def test_the_record(model: tiny.Tiny) -> None:
     assert table["nDCG@10 last"] == f"{values[4]:.4f} at step 4"
     for name, value in table.items():
         assert name in str(record)
-        assert f"<td>{value}</td>" in record._repr_html_().replace("<wbr>", "")
+        assert f">{value}</td>" in record._repr_html_().replace("<wbr>", "")
     assert repr(record) == "Training(finetune, lce, 4 steps)"
     assert table["student"] == str(model.folder)
     shown = record._repr_html_()
