@@ -81,7 +81,7 @@ def rankings_of(file: Path, folder: Path) -> Rankings:
 
 
 def text_of(text: Texts, folder: Path, who: str) -> pt.Transformer:
-    """Where texts come from, as workers open it; opened once here, since this is where faults can be told.
+    """Where texts come from, as workers open it; opened once here, where faults can be reported.
 
     Raises:
         TypeError, KeyError, ValueError: As ``runs.add_text``.

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass
 class Problems:
-    """What is wrong with the data, gathered to be told at once.
+    """What is wrong with the data, gathered to be reported at once.
 
     Args:
         who: The estimator, for the message.
