@@ -80,8 +80,8 @@ def grid(result: Reproduction) -> pd.DataFrame:
     ]
     columns = cells["setting"] + " " + cells["measure"] if len(set(cells["setting"])) > 1 else cells["measure"]
     found = wide(cells, cells["setting"] if len(result.measures) == 1 else columns, entries)
-    found = found.apply(lambda column: column.map(lambda entry: entry if isinstance(entry, Entry) else Entry()))
-    return found.T if len(found.columns) > _WIDE else found
+    whole: pd.DataFrame = found.apply(lambda column: column.map(lambda it: it if isinstance(it, Entry) else Entry()))
+    return whole.T if len(whole.columns) > _WIDE else whole
 
 
 def caption(result: Reproduction) -> str:
@@ -169,7 +169,7 @@ def latex(result: Reproduction) -> str:
 def table(result: Reproduction) -> str:
     """The numbers in HTML: best bold, second underlined."""
     shown = _marked(result, "<b>{}</b>", "<u>{}</u>", "<sup>*</sup>", html.escape)
-    numbers = shown.rename_axis(index=None, columns=shown.index.name).to_html(escape=False, border=0)
+    numbers = shown.rename_axis(index=None, columns=str(shown.index.name)).to_html(escape=False, border=0)
     return f'<div class="scroll" style="overflow-x:auto">{numbers}</div>'
 
 
@@ -342,7 +342,7 @@ def _marked(
     result: Reproduction, best: str, second: str, star: str, escape: Callable[[str], str] = str
 ) -> pd.DataFrame:
     """The grid as texts, for a format that marks numbers and escapes names so."""
-    shown = grid(result).apply(lambda column: column.map(lambda entry: entry.marked(best, second, star)))
+    shown: pd.DataFrame = grid(result).apply(lambda column: column.map(lambda it: it.marked(best, second, star)))
     return shown.rename(index=escape, columns=escape)
 
 
