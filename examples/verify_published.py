@@ -88,27 +88,42 @@ def tables(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Reproduct
             yield {**about, "agrees": result.agrees, "cells": cells, "notes": list(result.notes)}, result
 
 
+def table(rows: pd.DataFrame, digits: int) -> str:
+    """Rows in HTML, without what is empty; long texts get room."""
+
+    def cell(value: Any) -> str:
+        text = "" if pd.isna(value) else f"{value:.{digits}f}" if isinstance(value, float) else escape(str(value))
+        return f'<div class="long">{text}</div>' if len(text) > 40 else text
+
+    used = rows.loc[:, (rows.notna() & (rows != "")).any()]
+    return used.apply(lambda column: column.map(cell)).to_html(index=False, border=0, escape=False)
+
+
 def page(content: dict[str, Any], results: list[Reproduction | None]) -> str:
     """The same to look at."""
-    rows = pd.DataFrame(content["golden"]).fillna("").to_html(index=False, border=0)  # escapes
-    parts = [f"<h2>Golden scores</h2><div>{rows}</div>"]
-    for told, result in zip(content["tables"], results, strict=True):
-        parts.append(f"<h2>{escape(told['task'])}, {escape(told['first stage'])}</h2>")
+    parts = ["<h2>Golden scores</h2>"]
+    if ran := [one for one in content["golden"] if one["status"] != "not run"]:
+        parts.append(table(pd.DataFrame(ran), 6))
+    parts += [
+        f"<p>{escape(one['model'])}: not run. {escape(one['why'])}</p>"
+        for one in content["golden"]
+        if one["status"] == "not run"
+    ]
+    for one, result in zip(content["tables"], results, strict=True):
+        parts.append(f"<h2>{escape(one['task'])}, {escape(one['first stage'])}</h2>")
         if result is None:
-            parts.append(f"<p>Not run. {escape(told['why'])}</p>")
+            parts.append(f"<p>Not run. {escape(one['why'])}</p>")
             continue
         shown = ["setting", "system", "measured", "paper", "difference", "status", "reason"]
         compared = result.comparison[result.comparison["status"] != "not run"][shown]
-        parts.append(
-            result._repr_html_() + compared.to_html(index=False, border=0, na_rep="", float_format="{:.4f}".format)
-        )
+        parts.append(result._repr_html_() + table(compared, 4))
     made = escape(json.dumps({name: content[name] for name in ("versions", "hardware")}, indent=1))
     style = (
         ":root{color-scheme:light dark}"
         "body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:76rem;padding:1rem}"
-        "div,table{max-width:100%;overflow-x:auto} table{border-collapse:collapse;display:block;font-size:.9rem}"
+        "table{max-width:100%;overflow-x:auto;border-collapse:collapse;display:block;font-size:.9rem}"
         "th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #8886;vertical-align:top}"
-        "pre{overflow-x:auto;font-size:.8rem} .no{color:#c33}"
+        ".long{min-width:16rem} p{max-width:60rem} pre{overflow-x:auto;font-size:.8rem}"
     )
     return (
         f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -122,10 +137,12 @@ def verdict(content: dict[str, Any]) -> tuple[str, int]:
     statuses = [one["status"] for one in content["golden"]]
     statuses += [cell["status"] for one in content["tables"] for cell in one.get("cells", [one])]
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-    told = ", ".join(f"{number} {status}" for status, number in counts.items())
+    counted = ", ".join(f"{number} {status}" for status, number in counts.items())
     if "differs" in counts:
-        return f"something differs ({told})", 1
-    return (f"nothing differs, but not all was run ({told})", 3) if "not run" in counts else (f"it agrees ({told})", 0)
+        return f"something differs ({counted})", 1
+    if "not run" in counts:
+        return f"nothing differs, but not all was run ({counted})", 3
+    return f"it agrees ({counted})", 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     stated = GOLDEN if args.golden is None else json.loads(args.golden.read_text(encoding="utf-8"))
     content: dict[str, Any] = {"golden": list(golden(stated, args.device))}
     found = [] if args.no_tables else list(tables(args))
-    content["tables"] = [told for told, _ in found]
+    content["tables"] = [one for one, _ in found]
     content |= {"versions": versions(), "hardware": hardware()}
     content["verdict"], status = verdict(content)
     content = public(content)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Repeated here for the same reason; a test compares.
 DTYPES = ("float32", "bfloat16", "float16", "int8", "tf32")
 
-_GOES_ON = "What was finished is kept; the same call goes on from there."
+_GOES_ON = "What was finished is kept; the same call continues from there."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,7 +175,7 @@ def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
     reproduce.add_argument("--depth", type=int, default=100, help="documents per topic (default: %(default)s)")
     _add_data(reproduce, "topics, judgments and texts", ("topics", "qrels", "text"), "the table's, by ir_datasets")
     reproduce.add_argument("--condensed", action="store_true", help="rank only documents that --text has; says so")
-    reproduce.add_argument("--folder", type=Path, help="keep runs and results here, and go on where a call stopped")
+    reproduce.add_argument("--folder", type=Path, help="keep runs and results here, and continue where a call stopped")
     _add_reuse(reproduce, "systems.NAME, or 'first stage'")
     reproduce.add_argument("--html", type=Path, help="write the report here")
     reproduce.add_argument("--format", choices=["text", "markdown", "latex"], default="text", help="what is printed")
@@ -187,7 +187,7 @@ def _add_reproduce(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _add_reuse(parser: argparse._ActionsContainer, parts: str) -> None:
     parser.add_argument("--reuse", action="append", default=[], metavar="PART",
-                        help=f"take kept work up although this differs ({parts}); an error names it; may be "
+                        help=f"use kept work although this differs ({parts}); an error names it; may be "
                         "repeated")  # fmt: skip
 
 

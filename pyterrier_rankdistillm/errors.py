@@ -90,7 +90,7 @@ class DownloadError(RankDistillmError, OSError):
 
 
 class InUseError(RankDistillmError, OSError):
-    """Another process (or another thread of this one) is at the same work; the message says which, and since when."""
+    """Another process (or another thread of this one) does the same work; the message says which, and since when."""
 
 
 class JavaError(RankDistillmError, RuntimeError):
@@ -98,4 +98,4 @@ class JavaError(RankDistillmError, RuntimeError):
 
 
 class WorkerError(RankDistillmError, ChildProcessError):
-    """Workers died several times, or gave no sign of life; the message names the shard, or says what to check."""
+    """Workers died several times, or did not respond; the message names the shard, or says what to check."""

@@ -101,13 +101,13 @@ def hold(file: Path, work: str, remedy: str = "Wait until it has ended; what it 
     Args:
         file: The lock's file; its folder is made where there is none.
         work: What it is that only one may do, in the words of the function that the user called.
-        remedy: What to do where another is at it.
+        remedy: What to do where another process holds it.
 
     Returns:
         The lock, a context manager.
 
     Raises:
-        InUseError: Another process (or another thread of this one) is at it; the message says which, and since when.
+        InUseError: Another process (or another thread of this one) holds it; the message says which, and since when.
     """
     there = file.parent.exists()
     try:

@@ -22,16 +22,15 @@ def card(title: str, rows: Iterable[tuple[str, Any]], *, note: str = "", figures
         note: A line below it.
         figures: Pictures below it, as ``curve`` draws them.
     """
+    cell = "text-align:left;vertical-align:top"  # notebooks align each cell to the right
     body = "".join(
-        f'<tr style="text-align:left;vertical-align:top"><td style="opacity:.7">{escape(name)}</td>'
-        f"<td>{_breakable(str(value))}</td></tr>"
+        f'<tr><td style="{cell};opacity:.7">{escape(name)}</td><td style="{cell}">{_breakable(str(value))}</td></tr>'
         for name, value in rows
         if value is not None
     )
     below = f'<p style="opacity:.7;margin:.3em 0">{escape(note)}</p>' if note else ""
     drawn = f'<div style="display:flex;flex-wrap:wrap;gap:1em">{"".join(figures)}</div>' if figures else ""
-    table = f'<table style="text-align:left">{body}</table>'
-    return f'<div style="max-width:60em"><strong>{escape(title)}</strong>{table}{below}{drawn}</div>'
+    return f'<div style="max-width:60em"><strong>{escape(title)}</strong><table>{body}</table>{below}{drawn}</div>'
 
 
 def curve(points: Sequence[tuple[float, float]], label: str, *, mark: float | None = None, dots: bool = False) -> str:
@@ -45,13 +44,13 @@ def curve(points: Sequence[tuple[float, float]], label: str, *, mark: float | No
     """
     steps, values = [step for step, _ in points], [value for _, value in points]
     low, high = min(values), max(values)
-    span, length = (high - low) or 1.0, (steps[-1] - steps[0]) or 1.0
+    length = (steps[-1] - steps[0]) or 1.0
 
     def x(step: float) -> float:
         return _LEFT + (_WIDE - _LEFT - 8) * (step - steps[0]) / length
 
     def y(value: float) -> float:
-        return _TOP + (_HIGH - _TOP - _BOTTOM) * (1 - (value - low) / span)
+        return _TOP + (_HIGH - _TOP - _BOTTOM) * ((high - value) / (high - low) if high > low else 0.5)
 
     line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
     marked = "" if mark is None else (
@@ -64,8 +63,8 @@ def curve(points: Sequence[tuple[float, float]], label: str, *, mark: float | No
         for step, value in points
         if dots
     )
-    axis = [(high, _TOP + 4)] + ([(low, _HIGH - _BOTTOM + 3)] if high > low else [])
-    texts = [f'<text x="{_LEFT - 6}" y="{place}" text-anchor="end">{value:.4g}</text>' for value, place in axis]
+    ends = dict.fromkeys((high, low))
+    texts = [f'<text x="{_LEFT - 6}" y="{y(end) + 4:.1f}" text-anchor="end">{end:.4g}</text>' for end in ends]
     texts += [f'<text x="{_LEFT}" y="11" font-weight="bold">{escape(label)}</text>']
     texts += [f'<text x="{x(steps[0]):.1f}" y="{_HIGH - 6}">{steps[0]:g}</text>']
     texts += [f'<text x="{_WIDE - 8}" y="{_HIGH - 6}" text-anchor="end">step {steps[-1]:g}</text>']

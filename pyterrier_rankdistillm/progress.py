@@ -1,4 +1,4 @@
-"""Progress bars, which show themselves where somebody watches."""
+"""Progress bars, drawn where somebody watches."""
 
 from __future__ import annotations
 

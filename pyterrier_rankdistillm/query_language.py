@@ -1,7 +1,7 @@
 """Queries that were rewritten into Terrier's query language: retrieval reads it, a cross-encoder takes it for words.
 
-RM3 and its kin, the sequential dependence model, ``pt.rewrite.linear`` and match operators write such queries into the
-column ``query``. What was asked then is in ``query_0``.
+RM3 and similar methods, the sequential dependence model, ``pt.rewrite.linear`` and match operators write such queries
+into the column ``query``. What was asked then is in ``query_0``.
 """
 
 from __future__ import annotations

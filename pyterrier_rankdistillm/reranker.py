@@ -117,7 +117,7 @@ class CrossEncoderReRanker(pt.Transformer):
         verbose: Show a progress bar with pairs per second. None: if it takes more than two seconds, in a terminal or a
             notebook.
 
-    Queries in Terrier's query language, as RM3 leaves them, are told by one ``RewrittenQueryWarning``:
+    Queries in Terrier's query language, as RM3 leaves them, cause one ``RewrittenQueryWarning``:
     ``pt.rewrite.reset()`` before the re-ranker restores what was asked.
 
     Raises:
@@ -216,7 +216,7 @@ class CrossEncoderReRanker(pt.Transformer):
             return self.dtype
 
     def clone(self, **changes: Any) -> CrossEncoderReRanker:
-        """A re-ranker with the same settings, but for ``changes``; open weights are shared where they are the same."""
+        """A re-ranker with the same settings, except ``changes``; open weights are shared where they are the same."""
         twin = cast(CrossEncoderReRanker, pt.inspect.transformer_apply_attributes(self, **changes))
         if self._opened is not None and self._opened[0] == twin._opening():
             twin._opened = self._opened
@@ -506,7 +506,7 @@ class CrossEncoderReRanker(pt.Transformer):
     def _warn_once(self, category: type[Warning], what: str, *, stacklevel: int) -> None:
         if category not in self._warned:
             self._warned |= {category}
-            message = f"{type(self).__name__} {what} This is said once per transformer."
+            message = f"{type(self).__name__} {what} This warning is given once per transformer."
             warnings.warn(message, category, stacklevel=stacklevel)
 
     def _activated(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:

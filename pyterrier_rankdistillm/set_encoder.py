@@ -108,7 +108,7 @@ class SetEncoderReRanker(CrossEncoderReRanker):
 def of_its_kind(reranker: CrossEncoderReRanker) -> CrossEncoderReRanker:
     """The re-ranker itself, or a ``SetEncoderReRanker`` with its settings where its model is a set encoder.
 
-    For models that are given by name, which does not tell what they are. It looks into the checkpoint, which a hub id
+    For models that are given by name, which does not say what they are. It looks into the checkpoint, which a hub id
     is downloaded for, but does not open it.
 
     Raises:

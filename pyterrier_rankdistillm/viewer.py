@@ -52,7 +52,7 @@ def view_rankings(
     title: str = "Rankings",
     verbose: bool | None = None,
 ) -> RankingView:
-    """Lets one look at what systems rank where: which passages rise and fall, and on which topics that helps.
+    """Shows what systems rank where: which passages rise and fall, and on which topics that helps.
 
     ``view_rankings({"BM25": bm25, "MonoElectra": bm25 >> mono}, topics, qrels)`` is a view in a notebook;
     ``.to_html("rankings.html")`` writes the same as a page.

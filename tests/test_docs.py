@@ -19,7 +19,7 @@ from pyterrier_rankdistillm.scoring import folders
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "pyterrier_rankdistillm" / "pt_docs"
-WITHOUT_CODE = ("api", "choosing", "maintaining")
+WITHOUT_CODE = ("api", "maintaining")
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.rst"))]
 MARKDOWN = re.compile(r"(?P<mark><!-- not tested: [^\n]*-->\n)?^```python\n(?P<code>.*?)^```", re.M | re.S)
 REST = re.compile(r"^\.\. code-block:: python\n\n(?P<code>(?:    [^\n]*\n|\n)+)", re.M)

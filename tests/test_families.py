@@ -224,7 +224,7 @@ def test_modular_folders_score_as_their_modules_do(
     [
         ([(1, "Tanh", True)], r"Dense 0 \(Tanh\) \[1, 32\]"),
         ([(3, "Identity", True)], r"Dense 0 \(Identity\) \[3, 32\]"),
-        ([], "an encoder of single texts, no cross-encoder"),
+        ([], "an encoder of single texts, not a cross-encoder"),
     ],
 )
 def test_modular_folders_without_a_score_are_errors(

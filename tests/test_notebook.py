@@ -39,6 +39,21 @@ def test_a_curve_is_where_its_values_are() -> None:
     assert finite([(1, float("nan")), (2, 1.0), (3, float("inf"))]) == [(2, 1.0)]
 
 
+def test_a_flat_curve_stands_at_its_value() -> None:
+    root = ET.fromstring(curve([(0, 0.4), (5, 0.4)], "nDCG"))
+    (line,) = root.findall("polyline")
+    heights = {point.split(",")[1] for point in line.attrib["points"].split()}
+    labels = [text.attrib["y"] for text in root.findall("text") if text.text == "0.4"]
+    assert [float(height) + 4 for height in heights] == [float(label) for label in labels]
+
+
+def test_cells_say_themselves_where_they_are_aligned() -> None:
+    """Notebooks' styles are of cells: what a table or a row says does not count."""
+    cells = ET.fromstring(card("a title", [("name", "value")])).findall(".//td")
+    assert all("text-align:left" in cell.attrib["style"] for cell in cells)
+    assert len(cells) == 2
+
+
 @pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (2_345_678, "2.3 MB")])
 def test_sizes(count: float, said: str) -> None:
     assert size(count) == said

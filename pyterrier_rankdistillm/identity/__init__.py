@@ -1,4 +1,4 @@
-"""What a value is, told by a typed walk over all that it holds: values, code, files. Imports nothing of ours."""
+"""What a value is, found by a typed walk over all that it holds: values, code, files. Imports nothing of ours."""
 
 from .secrecy import is_secret
 from .trees import Difference, differences

@@ -52,7 +52,7 @@ def _differences(old: Tree, new: Tree, path: str, python: str | None) -> Iterato
     for name in dict.fromkeys((*olds, *news)):
         inside = f"{path}.{name}" if path else name
         if name not in olds or name not in news:
-            yield Difference(inside, "is new" if name in news else "is not there any more")
+            yield Difference(inside, "is new" if name in news else "no longer exists")
         elif olds[name]["digest"] != news[name]["digest"]:
             yield from _differences(olds[name], news[name], inside, python)
         else:

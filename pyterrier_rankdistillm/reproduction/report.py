@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, cast
@@ -45,31 +45,9 @@ class Entry:
     place: int = 0
     significant: bool = False
 
-    @property
-    def marked(self) -> str:
-        """The number, with a star if it is significant."""
-        return f"{self.text}*" if self.significant else self.text
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as it is printed.
-
-    Args:
-        corner: The header of the column of row names.
-        header: The columns' names.
-        rows: The name and the entries of each row.
-    """
-
-    corner: str
-    header: list[str]
-    rows: list[tuple[str, list[Entry]]]
-
-    def turned(self) -> Grid:
-        """The transposed table."""
-        names = [name for name, _ in self.rows]
-        columns = [[entries[i] for _, entries in self.rows] for i in range(len(self.header))]
-        return Grid("setting", names, list(zip(self.header, columns, strict=True)))
+    def marked(self, best: str, second: str, star: str) -> str:
+        """The number with its marks: ``best`` and ``second`` hold it, ``star`` follows if it is significant."""
+        return ("{}", best, second)[self.place].format(self.text) + (star if self.significant else "")
 
 
 def row_names(cells: pd.DataFrame) -> dict[str, str]:
@@ -78,33 +56,32 @@ def row_names(cells: pd.DataFrame) -> dict[str, str]:
     return {name: f"{name} (condensed)" if name in part - {CONDENSED} else name for name in cells["system"].unique()}
 
 
-def grid(result: Reproduction) -> Grid:
-    """The numbers of a result, ready to print."""
-    entries: dict[tuple[str, str], dict[str, Entry]] = {}
-    for (setting, measure), cells in result.cells.groupby(["setting", "measure"], sort=False):
-        # The whole first stage does not compete with systems that ranked only a part of it.
-        condensed = CONDENSED in set(cells["system"])
-        shown = {row["system"]: f"{row['value']:.3f}" for row in cells.to_dict("records")}
-        rivals = {text for system, text in shown.items() if not (condensed and system == FIRST_STAGE)}
-        places = {text: place for place, text in enumerate(sorted(rivals, key=float, reverse=True)[:2], start=1)}
-        entries[str(setting), str(measure)] = {
-            row["system"]: Entry(
-                text=shown[row["system"]],
-                place=0 if condensed and row["system"] == FIRST_STAGE else places.get(shown[row["system"]], 0),
-                significant=row["significant"] is True,
-            )
-            for row in cells.to_dict("records")
-        }
-    several_settings = len({setting for setting, _ in entries}) > 1
-    several_measures = len(result.measures) > 1
-    header = [
-        f"{setting} {measure}" if several_settings and several_measures else measure if several_measures else setting
-        for setting, measure in entries
+def wide(cells: pd.DataFrame, columns: pd.Series[str], values: Iterable[Any]) -> pd.DataFrame:
+    """Systems by ``columns``, both in the order of the cells, and systems by the names of their rows."""
+    found = cells.assign(column=columns, value=list(values)).pivot_table(
+        index="system", columns="column", values="value", sort=False, aggfunc="first"
+    )
+    found = found.reindex(index=cells["system"].unique(), columns=columns.unique())
+    return found.rename(index=row_names(cells)).rename_axis(columns="setting")
+
+
+def grid(result: Reproduction) -> pd.DataFrame:
+    """The table as it is printed: an ``Entry`` by system and setting, or by setting and system if settings are many."""
+    cells = result.cells
+    by = [cells["setting"], cells["measure"]]
+    # The whole first stage does not compete with systems that ranked only a part of it.
+    condensed = (cells["system"] == CONDENSED).groupby(by).transform("any")
+    texts = cells["value"].map("{:.3f}".format)
+    rivals = texts[~condensed | (cells["system"] != FIRST_STAGE)].astype(float)
+    places = rivals.groupby(by).rank(method="dense", ascending=False).reindex(cells.index)
+    entries = [
+        Entry(text, int(place) if place <= 2 else 0, significant is True)
+        for text, place, significant in zip(texts, places, cells["significant"].tolist(), strict=True)
     ]
-    names = row_names(result.cells)
-    rows = [(names[name], [column.get(name, Entry()) for column in entries.values()]) for name in names]
-    found = Grid("system", header, rows)
-    return found.turned() if len(header) > _WIDE else found
+    columns = cells["setting"] + " " + cells["measure"] if len(set(cells["setting"])) > 1 else cells["measure"]
+    found = wide(cells, cells["setting"] if len(result.measures) == 1 else columns, entries)
+    whole: pd.DataFrame = found.apply(lambda column: column.map(lambda it: it if isinstance(it, Entry) else Entry()))
+    return whole.T if len(whole.columns) > _WIDE else whole
 
 
 def caption(result: Reproduction) -> str:
@@ -143,86 +120,63 @@ def verdict(result: Reproduction) -> str:
     return f"{agrees} ({said}{left})." if said else f"{agrees}."
 
 
-def compared(result: Reproduction) -> list[dict[str, str]]:
-    """The rows of the comparison that were run, as they are printed."""
+def compared(result: Reproduction) -> pd.DataFrame:
+    """The rows of the comparison that were run, by setting, as they are printed; without empty columns."""
     run = result.comparison[result.comparison["status"] != NOT_RUN]
-    return [
-        {
-            "setting": row["setting"],
-            "system": row["system"],
-            "measured": _number(row["measured"]),
-            "paper": _number(row["paper"]),
-            "difference": _number(row["difference"], "+.4f"),
-            "readme": _number(row["readme"]),
-            "readme difference": _number(row["readme difference"], "+.4f"),
-            "tolerance": _number(row["tolerance"], ".4f") if row["status"] != NOT_PUBLISHED else "",
-            "status": row["status"],
-            "reason": row["reason"],
-        }
-        for row in run.to_dict("records")
-    ]
+    tolerance = run["tolerance"].where(run["status"] != NOT_PUBLISHED)
+    rows = pd.DataFrame({
+        "system": run["system"],
+        "measured": run["measured"].map(_number),
+        "paper": run["paper"].map(_number),
+        "difference": run["difference"].map(_signed),
+        "readme": run["readme"].map(_number),
+        "readme difference": run["readme difference"].map(_signed),
+        "tolerance": tolerance.map(lambda value: _number(value, ".4f")),
+        "status": run["status"],
+        "reason": run["reason"],
+    }).set_index(pd.Index(run["setting"], name="setting"))  # fmt: skip
+    return rows.loc[:, (rows != "").any()]
 
 
 def text(result: Reproduction) -> str:
     """For a terminal."""
-    found = grid(result)
-    lines = [[found.corner, *found.header], *([name, *(e.marked for e in entries)] for name, entries in found.rows)]
-    rows = compared(result)
-    columns = _used_columns(rows)
     return "\n".join([
-        caption(result), "", *_aligned(lines), "",
-        *_aligned([columns, *([row[name] for name in columns] for row in rows)]), "",
+        caption(result), "", *_aligned(_marked(result, "{}", "{}", "*")), "", *_aligned(compared(result)), "",
         verdict(result), *_not_run(result), *(f"- {note}" for note in result.notes),
     ])  # fmt: skip
 
 
 def markdown(result: Reproduction) -> str:
     """GitHub's Markdown: best bold, second italic."""
-    found = grid(result)
-    wrap = {0: "{}", 1: "**{}**", 2: "*{}*"}
-    rows = compared(result)
-    columns = _used_columns(rows)
     return "\n".join([
-        *_pipes([found.corner, *found.header],
-                [[name, *(wrap[e.place].format(e.text) + ("\\*" if e.significant else "") for e in entries)]
-                 for name, entries in found.rows]),
-        "", caption(result).replace("*", "\\*"), "",
-        *_pipes(columns, [[row[name] for name in columns] for row in rows]), "",
+        *_pipes(_marked(result, "**{}**", "*{}*", "\\*")), "", caption(result).replace("*", "\\*"), "",
+        *_pipes(compared(result)), "",
         verdict(result), "", *(f"- {line}" for line in [*_not_run(result), *result.notes]),
     ]).rstrip() + "\n"  # fmt: skip
 
 
 def latex(result: Reproduction) -> str:
     """For ``booktabs``: best bold, second underlined."""
-    found = grid(result)
-    wrap = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
-    body = []
-    for name, entries in found.rows:
-        numbers = (wrap[e.place].format(e.text) + ("$^{*}$" if e.significant else "") for e in entries)
-        body.append(" & ".join([_tex(name), *numbers]))
+    header, *rows = _lines(_marked(result, r"\textbf{{{}}}", r"\underline{{{}}}", "$^{*}$", _tex))
     return "\n".join([
         r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption(result))}}}",
-        rf"\begin{{tabular}}{{l{'c' * len(found.header)}}}", r"\toprule",
-        " & ".join(_tex(name) for name in (found.corner, *found.header)) + r" \\", r"\midrule",
-        *(rf"{line} \\" for line in body), r"\bottomrule", r"\end{tabular}", r"\end{table}",
+        rf"\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}", r"\toprule",
+        rf"{' & '.join(header)} \\", r"\midrule", *(rf"{' & '.join(row)} \\" for row in rows),
+        r"\bottomrule", r"\end{tabular}", r"\end{table}",
     ]) + "\n"  # fmt: skip
+
+
+def table(result: Reproduction) -> str:
+    """The numbers in HTML: best bold, second underlined."""
+    shown = _marked(result, "<b>{}</b>", "<u>{}</u>", "<sup>*</sup>", html.escape)
+    numbers = shown.rename_axis(index=None, columns=str(shown.index.name)).to_html(escape=False, border=0)
+    return f'<div class="scroll" style="overflow-x:auto">{numbers}</div>'
 
 
 def fragment(result: Reproduction) -> str:
     """For a notebook."""
-    found = grid(result)
-    wrap = {0: "{}", 1: "<b>{}</b>", 2: "<u>{}</u>"}
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (found.corner, *found.header))
-    body = "".join(
-        f"<tr><th>{html.escape(name)}</th>"
-        + "".join(f"<td>{wrap[e.place].format(e.marked)}</td>" for e in entries)
-        + "</tr>"
-        for name, entries in found.rows
-    )
     lines = [caption(result), verdict(result), *_not_run(result), *result.notes]
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" + "".join(
-        f"<p>{html.escape(line)}</p>" for line in lines
-    )
+    return table(result) + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
 def page(result: Reproduction) -> str:
@@ -233,17 +187,15 @@ def page(result: Reproduction) -> str:
     )
     template = environment.from_string((resources.files(__package__) / "report.html").read_text(encoding="utf-8"))
     left = result.comparison[result.comparison["status"] == NOT_RUN]
-    rows = compared(result)
     return cast(
         str,
         template.render(
             result=result,
-            grid=grid(result),
+            table=table(result),
             caption=caption(result),
             verdict=verdict(result),
             outcome=outcome(result),
-            compared=rows,
-            columns=_used_columns(rows),
+            compared=compared(result).reset_index(),
             left=left.to_dict("records"),
             number=_number,
             tasks=task_rows(result),
@@ -378,29 +330,39 @@ def _number(value: Any, form: str = ".3f") -> str:
     return "" if value is None or pd.isna(value) else format(value, form)
 
 
-def _used_columns(rows: list[dict[str, str]]) -> list[str]:
-    """The columns of the comparison that are not empty."""
-    return [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+def _signed(value: Any) -> str:
+    return _number(value, "+.4f")
 
 
 def _not_run(result: Reproduction) -> list[str]:
     return left_out(result.not_run[["task", "why", "what to do"]].itertuples(index=False, name=None))
 
 
-def _aligned(lines: list[list[str]]) -> list[str]:
+def _marked(
+    result: Reproduction, best: str, second: str, star: str, escape: Callable[[str], str] = str
+) -> pd.DataFrame:
+    """The grid as texts, for a format that marks numbers and escapes names so."""
+    shown: pd.DataFrame = grid(result).apply(lambda column: column.map(lambda it: it.marked(best, second, star)))
+    return shown.rename(index=escape, columns=escape)
+
+
+def _lines(frame: pd.DataFrame) -> list[list[str]]:
+    """A header and rows, each with the row's name first."""
+    rows = zip(frame.index, frame.to_numpy().tolist(), strict=True)
+    return [[str(frame.index.name), *frame.columns], *([name, *row] for name, row in rows)]
+
+
+def _aligned(frame: pd.DataFrame) -> list[str]:
+    lines = _lines(frame)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(f"{value:<{width}}" for value, width in zip(line, widths, strict=True)).rstrip() for line in lines
     ]
 
 
-def _pipes(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [
-        [_cell(value) for value in header],
-        ["---"] * len(header),
-        *([_cell(value) for value in row] for row in rows),
-    ]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def _pipes(frame: pd.DataFrame) -> list[str]:
+    header, *rows = [[_cell(value) for value in line] for line in _lines(frame)]
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
 
 
 def _cell(value: str) -> str:

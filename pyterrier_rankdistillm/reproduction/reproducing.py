@@ -108,8 +108,8 @@ def reproduce(
             comparable with published values.
         tasks: Which tasks or corpora of the table to run; default: all. Means and parts are counted against the whole
             table. Calls for other tasks go on in the same ``folder``.
-        indices: The folder of the indexes that ``first_stage="bm25"`` makes, one a corpus; default: under ir_datasets'
-            home. Each is an ordinary Terrier index.
+        indices: The folder of the indexes that ``first_stage="bm25"`` makes, one per corpus; default: under
+            ir_datasets' home. Each is an ordinary Terrier index.
         folder: Where to keep runs (TREC files), ``result.json`` and ``per_query.parquet``. The same call continues
             where an earlier one stopped. Needs pyarrow.
         reuse: Parts that differ from what made the runs in ``folder`` (``"systems.base"``, ``"first stage"``), although

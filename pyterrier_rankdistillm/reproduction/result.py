@@ -33,8 +33,8 @@ class Reproduction:
         cells: One row per setting, system and measure: ``value``, ``topics``, ``documents`` (ranked), ``retrieved``
             (by the first stage), ``better`` and ``worse`` (topics, compared with the baseline), ``p_value``,
             ``p_value_corrected`` (Holm, over the systems of the call) and ``significant``.
-        comparison: MeasuredCell beside published; see ``comparison.compare``.
-        per_query: One row a setting, system, topic and measure: ``setting``, ``system``, ``qid``, ``query``,
+        comparison: Measured cells beside published ones; see ``comparison.compare``.
+        per_query: One row per setting, system, topic and measure: ``setting``, ``system``, ``qid``, ``query``,
             ``measure``, ``value``.
         tasks: Like ``cells``, task by task, if a setting pools several tasks; else empty.
         not_run: ``task``, ``why`` and ``what to do`` for everything that could not be run.
@@ -59,11 +59,7 @@ class Reproduction:
         """Systems by settings; if there are several measures, columns also name the measure."""
         cells = self.cells
         columns = cells["setting"] if len(self.measures) == 1 else cells["setting"] + " " + cells["measure"]
-        wide = cells.assign(column=columns).pivot_table(
-            index="system", columns="column", values="value", sort=False, aggfunc="first"
-        )
-        wide = wide.reindex(index=cells["system"].unique(), columns=columns.unique())
-        return wide.rename(index=report.row_names(cells)).rename_axis(columns=None)
+        return report.wide(cells, columns, cells["value"]).rename_axis(columns=None)
 
     @property
     def agrees(self) -> bool | None:

@@ -354,8 +354,9 @@ class Systems:
             )
         gone = len(run) - len(kept)
         if gone:
+            place = ranked.task.name if ranked.stage == FIRST_STAGE else f"{ranked.stage}/{ranked.task.name}"
             self.note(
-                f"{name!r} on {ranked.task.name}: {gone} of the {len(run)} rows of its run are not among what the "
+                f"{name!r} on {place}: {gone} of the {len(run)} rows of its run are not among what the "
                 f"first stage found (top {self.arguments.depth}), and do not count."
             )
         kept = kept.assign(rank=positions(kept, Ids.of(kept)))

@@ -278,11 +278,13 @@ def available(what: str, *, theirs: bool = False) -> Iterator[None]:
     except FileNotFoundError as error:
         if not theirs:
             raise
-        raise DataUnavailable(f"Its {what} cannot be had here (there is no {error.filename or error}).") from error
+        why = f"there is no {error.filename or error}"
+        raise DataUnavailable(f"Its {what} could not be obtained here ({why}).") from error
     except (OSError, RuntimeError) as error:
         # ir_datasets adds every source that it tried.
         said = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-        raise DataUnavailable(f"Its {what} cannot be had here ({type(error).__name__}: {said[:200]}).") from error
+        why = f"{type(error).__name__}: {said[:200]}"
+        raise DataUnavailable(f"Its {what} could not be obtained here ({why}).") from error
 
 
 def _label(source: Any) -> str:

@@ -85,7 +85,7 @@ class ScoreCache(pt.Artifact, pt.Transformer):
         if not isinstance(reranker, CrossEncoderReRanker):
             raise TypeError(
                 f"ScoreCache: reranker must be a MonoElectraReRanker or another CrossEncoderReRanker, whose model "
-                f"it can tell, got {reranker!r}. Use pyterrier_caching.ScorerCache for others."
+                f"it can identify, got {reranker!r}. Use pyterrier_caching.ScorerCache for others."
             )
         if isinstance(reranker, SetEncoderReRanker):
             raise TypeError(
@@ -107,7 +107,7 @@ class ScoreCache(pt.Artifact, pt.Transformer):
         """Opens one model's cache by its path; ``pt.Artifact.load(path)`` does the same.
 
         Scores that the cache holds are given without opening the model. For others the model that the cache's record
-        names is opened; it must be the very model that made the cache.
+        names is opened; it must be the same model that made the cache.
 
         Args:
             path: The folder of one model's cache: ``ScoreCache(...).path``, or an unpacked artifact.

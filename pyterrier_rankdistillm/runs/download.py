@@ -143,7 +143,7 @@ def _from_hub(url: str, target: Path, md5: str, verbose: bool | None) -> str | N
     file = Path(cached).resolve()
     found = md5_of(file)
     if found != md5:
-        return f"the file there has MD5 {found}, not {md5}: it is another one, or damaged"
+        return f"the file there has MD5 {found}, not {md5}: it is another file, or damaged"
     _link(file, target)
     return None
 
@@ -206,7 +206,7 @@ def _from_source(
                 return None
             part.unlink()
             if before == 0:
-                return f"the file there has MD5 {found}, not {md5}: it is another one, or damaged"
+                return f"the file there has MD5 {found}, not {md5}: it is another file, or damaged"
             # The existing part may have been of another file: try once more, from the start.
 
 
@@ -246,7 +246,7 @@ def _continue(url: str, part: Path, size: int | None, timeout: float, verbose: b
         rest = _length_of(response)
         total = begins + rest if rest is not None else None
         if size is not None and total is not None and total != size:
-            raise _SourceError(f"the file there has {total} bytes, not {size}: it is another one")
+            raise _SourceError(f"the file there has {total} bytes, not {size}: it is another file")
         free = shutil.disk_usage(part.parent).free
         if total is not None and free < total - have:
             raise _SourceError(f"it has {total} bytes, more than are free in {part.parent}")

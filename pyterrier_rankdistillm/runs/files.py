@@ -417,9 +417,9 @@ def _record_fault(line: str, head: str) -> str | None:
     try:
         record = json_of(line)
     except ValueError as error:
-        return f"no valid JSON: {error}"
+        return f"not valid JSON: {error}"
     except RecursionError:
-        return "no JSON that can be read: it is nested too deeply"
+        return "not readable JSON: it is nested too deeply"
     if not isinstance(record, dict):
         return f"a line must hold a JSON object, got {type(record).__name__}"
     aliases = _aliases(record)
@@ -527,14 +527,14 @@ def _check_trec_ids(qids: Sequence[str], docnos: Sequence[str]) -> None:
     marked = next((qid for qid in qids if qid.startswith("\ufeff")), None)
     if marked is not None:
         raise ValueError(
-            f"write: qid {marked!r} begins with a byte order mark, which at the start of a line of a TREC file is none "
-            f"of its text. Write .jsonl or .parquet, or remove it."
+            f"write: qid {marked!r} begins with a byte order mark, which at the start of a line of a TREC file is not "
+            f"part of its text. Write .jsonl or .parquet, or remove it."
         )
     odd = [value for value in (*qids, *docnos) if _SEPARATORS.search(value)]
     if odd:
         raise ValueError(
             f"write: {odd[0]!r} has white space, which separates the fields of a TREC file. Write .jsonl or "
-            f".parquet, or rename such ids ({len(odd)} there are)."
+            f".parquet, or rename such ids ({len(odd)} such ids)."
         )
 
 

@@ -129,8 +129,8 @@ def read(
 
     With a dataset, query and text are joined, so that re-ranking a file takes two lines::
 
-        first_stage = pt.Transformer.from_df(runs.read("bm25.run.gz", dataset="msmarco-passage/trec-dl-2019/judged"))
-        result = (first_stage >> MonoElectra("webis/monoelectra-base"))(topics)
+        run = runs.read("bm25.run.gz", dataset="msmarco-passage/trec-dl-2019/judged")
+        result = (pt.Transformer.from_df(run) >> MonoElectra("webis/monoelectra-base"))(topics)
 
     Args:
         source: Path, a stream of bytes or text (read to its end, left open), a frame, which is checked as a file is,
@@ -150,9 +150,9 @@ def read(
         the other columns.
 
     Raises:
-        RunFileError: The file is malformed: wrong number of fields, no number where one belongs, NaN or infinity,
-            missing or duplicate ids, a JSON key or a column twice, no UTF-8, a line of more than 16 MiB, a gz stream
-            that is broken or cut off, Parquet pages that do not match their checksum, no rows at all.
+        RunFileError: The file is malformed: wrong number of fields, something else where a number belongs, NaN or
+            infinity, missing or duplicate ids, a JSON key or a column twice, invalid UTF-8, a line of more than 16 MiB,
+            a gz stream that is broken or cut off, Parquet pages that do not match their checksum, no rows at all.
         ValueError: The same of a frame.
         ImportError: A Parquet file, without pyarrow.
     """

@@ -56,7 +56,7 @@ class Work:
 
     Args:
         parts: What it depends on, by name: transformers, frames, arrays, files (as paths), numbers.
-        certain: Which of them cannot be waved through, since what they are is known for sure: numbers and given data.
+        certain: Which of them cannot be overridden, since what they are is known for sure: numbers and given data.
         reuse: Parts that count as unchanged, because the user says so.
         who: The function that the user called, for messages.
         taken: Trees that were taken in this call, by part.
@@ -133,7 +133,7 @@ class Work:
             raise refused(self.who, [replace(found, what=what)], remedy=remedy, reusable=self.reusable)
 
     def going_on(self, kept: Record) -> Record:
-        """What is recorded when kept work is used: other identities too, where the user waved them through."""
+        """What is recorded when kept work is used: other identities too, where the user overrode them."""
         waved = {
             part: found
             for part, found in self._differences(kept).items()
@@ -185,7 +185,7 @@ class Work:
         unseen = unseen_of(self.trees)
         if unseen:
             warnings.warn(
-                f"{self.who}: kept work is taken up again whatever becomes of {unseen}: its state cannot be read. If "
+                f"{self.who}: kept work is used again whatever becomes of {unseen}: its state cannot be read. If "
                 f"results follow from it, let its owner say what they depend on, in a method results_depend_on().",
                 KeptWorkWarning,
                 stacklevel=stacklevel,
@@ -197,7 +197,7 @@ class Work:
         found: dict[str, list[Difference]] = {}
         for name in dict.fromkeys((*kept["parts"], *self.trees)):
             if name not in self.trees or name not in kept["parts"]:
-                found[name] = [Difference("", "is new" if name in self.trees else "is not there any more")]
+                found[name] = [Difference("", "is new" if name in self.trees else "no longer exists")]
                 continue
             ignoring = kept["changed"].get(name, ())
             each = [differences(old, self.trees[name], ignoring=ignoring) for old in kept["parts"][name]]
@@ -216,7 +216,7 @@ def refused(who: str, refusals: Iterable[Refusal], *, remedy: str, reusable: Col
     told = [f"{_some(paths)} {what}: {why}." for (what, why), paths in places.items()]
     ways = [remedy]
     if all(part in reusable for part in parts):
-        ways.append(f"Or take it up all the same, if what differs does not change a result: reuse={list(parts)!r}.")
+        ways.append(f"Or use it anyway, if what differs does not change a result: reuse={list(parts)!r}.")
     prefix = f"{who}: " if who else ""
     joined = f"{prefix}{told[0]}" if len(told) == 1 else "\n".join([f"{prefix}kept work is of other work.", *told])
     return KeptWorkError(f"{joined}{' ' if len(told) == 1 else chr(10)}{' '.join(ways)}")

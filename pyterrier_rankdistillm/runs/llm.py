@@ -20,8 +20,8 @@ class RankLlm(pt.Transformer):
     Args:
         reranker: A re-ranker of rank_llm (``ZephyrReranker``, ``VicunaReranker``, ``Reranker``): anything with its
             ``rerank_batch``.
-        model: What the LLM is called. Kept runs and records know the teacher by it and by ``settings``, since the
-            object that holds an LLM does not tell.
+        model: What the LLM is called. Kept runs and records identify the teacher by it and by ``settings``, since
+            the object that holds an LLM does not.
         settings: What else orders follow from, for the same purpose: ``{"window_size": 20, "stride": 10}``.
         text_field: The column with the texts.
         **options: Passed on to ``rerank_batch``.

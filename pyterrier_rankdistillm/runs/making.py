@@ -65,7 +65,7 @@ _TEACHER = Roles(
     "the teacher",
     "the teacher's ranking",
     "A teacher must be a re-ranker: it ranks just the documents that it is given. "
-    "Mend it and call again (finished shards are kept), or "
+    "Correct it and call again (finished shards are kept), or "
     "leave such queries out with on_fault='skip'.",
 )
 
@@ -221,10 +221,10 @@ def make_teacher_run(
         revision: The model's revision, for the record.
         settings: Anything else for the record, as JSON values. If it changes, or any other argument except ``verbose``,
             the work counts as other work.
-        on_fault: What to do with a query whose ranking lacks, invents or repeats documents, has a score that is not a
+        on_fault: What to do with a query whose ranking lacks, adds or repeats documents, has a score that is not a
             number, or ranks that contradict the scores: an error, or leave the query out and note it in the record.
         reuse: Parts that differ from what made the kept work (``"teacher"``, ``"first stage"``), but that do not change
-            a result: it is taken up all the same. An error names them.
+            a result: it is used anyway. An error names them.
         verbose: Show a progress bar; None: in a terminal or a notebook.
 
     Returns:

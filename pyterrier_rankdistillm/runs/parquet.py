@@ -57,7 +57,7 @@ class ParquetFile:
             names = found.names
             twice = next((column for column in names if names.count(column) > 1), None)
             if twice is not None:
-                raise error(f"{name}: column {twice!r} is there twice. Keep one.")
+                raise error(f"{name}: column {twice!r} occurs twice. Keep one.")
             yield found
 
     def _contradiction(self) -> str | None:

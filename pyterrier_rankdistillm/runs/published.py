@@ -315,7 +315,7 @@ class PublishedDataset(pt.datasets.Dataset):
             rows.append((file.name, f"{file.contents}{told}, {'downloaded' if there else 'not downloaded yet'}"))
         rows += [("topics, labels, passages", f"{PARENT} of ir_datasets"), ("licence", self.files[0].licence)]
         return card(
-            f"rankdistillm:{self.name}", rows, note=f"runs.preflight({self.name!r}) tells what will be downloaded."
+            f"rankdistillm:{self.name}", rows, note=f"runs.preflight({self.name!r}) says what will be downloaded."
         )
 
     def __repr__(self) -> str:

@@ -324,7 +324,8 @@ def _open(form: MappedForm) -> Rankings:
     """The rankings of an existing mapped form."""
     pa, _ = arrow()
     if not form.is_there():
-        raise FileNotFoundError(f"Rankings: {form.path} is gone or of another run by now. Open the run file again.")
+        gone = "is gone, or belongs to another run by now"
+        raise FileNotFoundError(f"Rankings: {form.path} {gone}. Open the run file again.")
     table = form.table()
     lists = table["docnos"].chunks
     rows = np.append(0, np.cumsum([len(chunk.flatten()) for chunk in lists]))

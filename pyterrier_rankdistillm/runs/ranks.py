@@ -103,7 +103,7 @@ def first_fault(run: pd.DataFrame, ids: Ids, *, repeated: bool = True) -> Fault 
             return Fault(
                 row,
                 "twice",
-                f"docno {run['docno'].iloc[row]!r} is twice in the ranking of qid {run['qid'].iloc[row]!r}",
+                f"docno {run['docno'].iloc[row]!r} occurs twice in the ranking of qid {run['qid'].iloc[row]!r}",
             )
     return None
 

@@ -93,7 +93,7 @@ class ShardFolder:
 
 
 class Shards(ShardFolder):
-    """The shards of a folder, which is created if it does not exist, begun anew if none is finished, else continued.
+    """The shards of a folder, which is created if it does not exist, started again if none is finished, else continued.
 
     Args:
         folder: The folder, used for nothing else.
@@ -273,5 +273,5 @@ def record_of(path: Path) -> Path:
 
 
 COMPLETED = "Choose another output, or remove it."
-_UNFINISHED = "Give what made it to continue it, or delete the folder to start anew."
+_UNFINISHED = "Give what made it to continue it, or delete the folder to start again."
 _MANIFEST = "manifest.json"

@@ -20,7 +20,7 @@ from ..errors import DataFileError, RunFileError
 Source = str | os.PathLike[str] | IO[bytes] | IO[str]
 
 LONGEST = 16 << 20  # bytes of a line of text, at most: what is longer is no line of a run
-TOO_LONG = f"longer than {LONGEST >> 20} MiB, so no line of a run"
+TOO_LONG = f"longer than {LONGEST >> 20} MiB, so it is not a line of a run"
 BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
 _BLOCK = 8 << 20  # bytes that are unpacked together
 _SMALL, _TIMES = 64 << 20, 100  # bytes beyond which a gz file that grows more than so many times is taken for a bomb
@@ -70,7 +70,7 @@ def unpacked(source: Any, name: str, error: type[DataFileError]) -> Iterator[Any
             while data := source.read(_BLOCK):
                 if file.tell() + len(data) > most:
                     raise error(
-                        f"{name} holds more than {most >> 20} MiB in a gz stream of {packed} bytes, as files do that "
+                        f"{name} holds more than {most >> 20} MiB in a gz stream of {packed} bytes, like files that "
                         f"are made to fill the memory. If you trust it, unpack it first (gunzip)."
                     )
                 file.write(data)
@@ -189,5 +189,5 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         times = Counter(key for key, _ in pairs)
-        raise ValueError(f"key {next(key for key in record if times[key] > 1)!r} is there twice")
+        raise ValueError(f"key {next(key for key in record if times[key] > 1)!r} occurs twice")
     return record

@@ -74,7 +74,7 @@ def connected(address: str | None, who: str) -> Iterator[None]:
         except ConnectionError as error:
             raise ConnectionError(
                 f"{who}: address must be that of a running Ray, got {address!r}: {error}. Start one with `ray "
-                f"start --head`, or give 'local' for one of our own."
+                f"start --head`, or give 'local' to start one."
             ) from error
         try:
             yield

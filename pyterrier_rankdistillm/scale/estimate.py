@@ -63,10 +63,11 @@ class Estimate:
         has = f"{self.gpus_per_worker} GPU and {self.cpus_per_worker}" if self.gpus_per_worker else self.cpus_per_worker
         gpu = f", {self.gpu_gb:.1f} GB of its GPU" if self.gpus_per_worker else ""
         return (
-            f"{self.pairs:,} pairs of {self.queries:,} queries, some {self.tokens:,} tokens\n"
+            f"{self.pairs:,} pairs of {self.queries:,} queries, about {self.tokens:,} tokens\n"
             f"{self.hours:,.2f} hours with {self.num_workers} workers (each {has} cores) at "
-            f"{self.pairs_per_second:,.1f} pairs a second each, measured on {self.sampled_pairs:,} pairs\n"
-            f"memory: {self.worker_gb:.1f} GB a worker{gpu}, {self.driver_gb:.1f} GB here; disk: {self.disk_gb:.1f} GB"
+            f"{self.pairs_per_second:,.1f} pairs per second each, measured on {self.sampled_pairs:,} pairs\n"
+            f"memory: {self.worker_gb:.1f} GB per worker{gpu}, {self.driver_gb:.1f} GB here; "
+            f"disk: {self.disk_gb:.1f} GB"
         )
 
 

@@ -40,7 +40,7 @@ def reranker_of(model: Model, who: str) -> CrossEncoderReRanker:
     if str(reranker.device) not in ("None", "cpu", "cuda"):
         raise ValueError(
             f"{who}: device of the re-ranker must be None, 'cpu' or 'cuda', got {str(reranker.device)!r}. "
-            f"Which GPU a worker has is Ray's to say."
+            f"Ray decides which GPU a worker gets."
         )
     where = reranker.model
     if not isinstance(where, Checkpoint) and where != DEMO and (looks_like_path(where) or Path(where).is_dir()):
@@ -81,7 +81,7 @@ def rankings_of(file: Path, folder: Path) -> Rankings:
 
 
 def text_of(text: Texts, folder: Path, who: str) -> pt.Transformer:
-    """Where texts come from, as workers open it; opened once here, since this is where faults can be told.
+    """Where texts come from, as workers open it; opened once here, where faults can be reported.
 
     Raises:
         TypeError, KeyError, ValueError: As ``runs.add_text``.

@@ -43,7 +43,8 @@ def rerank_dataset(
 
     ::
 
-        rerank_dataset("bm25.run.gz", "webis/monoelectra-base", "monoelectra.parquet", text="msmarco-passage/train")
+        model, text = "webis/monoelectra-base", "msmarco-passage/train"
+        rerank_dataset("bm25.run.gz", model, "monoelectra.parquet", text=text)
 
     The result is that of ``MonoElectra.transform`` for the whole run: the same documents and order, and the same scores
     to 1e-5 (in float32; with another ``dtype`` a score depends a little on the pairs that it is batched with, which are
@@ -83,7 +84,7 @@ def rerank_dataset(
     Raises:
         ValueError, KeyError: As from ``runs`` and ``MonoElectra``: the run is malformed, queries or texts are missing,
             or scores are not finite; or there are more workers than Ray has room for.
-        WorkerError: A shard killed its worker several times, or no worker gave a sign of life for ten minutes.
+        WorkerError: A shard killed its worker several times, or no worker responded for ten minutes.
         KeptWorkError: ``output`` or ``{output}.shards`` belongs to other work.
         InUseError: Another process makes this run.
         ImportError: Ray Data is not installed.

@@ -207,7 +207,7 @@ def over_workers(
         arguments: The worker's arguments other than its job, its threads and its pulse.
 
     Raises:
-        WorkerError: Ray gave up, or no worker gave a sign of life for ``SILENCE`` seconds.
+        WorkerError: Ray gave up, or no worker responded for ``SILENCE`` seconds.
     """
     ray = import_ray()
     if not rows:
@@ -275,8 +275,8 @@ def _watched(rows: Iterator[Any], pulse: Path) -> Iterator[Any]:
                     signs, since = now, time.monotonic()
                 elif time.monotonic() - since > SILENCE:
                     raise WorkerError(
-                        f"rerank_dataset: no worker has given a sign of life for {SILENCE:.0f} s. Ray has no room for "
-                        f"them (`ray status` says what else has it), or they are stopped. See to it and call again: "
+                        f"rerank_dataset: no worker has responded for {SILENCE:.0f} s. Ray has no room for "
+                        f"them (`ray status` says what else has it), or they are stopped. Resolve this and call again: "
                         f"finished shards are kept."
                     ) from None
                 continue

@@ -406,7 +406,7 @@ class CrossEncoder(PairEncoder):
 
 
 def pooled(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
-    """One vector a pair.
+    """One vector per pair.
 
     Args:
         hidden: Token vectors, shape (batch, tokens, size).

@@ -105,8 +105,9 @@ def _download(
         where = "the hub's local cache (local_files_only)" if local_files_only else "the Hugging Face hub"
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
-            f"{repo!r} is not a folder here, and {where} did not give it{at}: {type(error).__name__}: {error}. "
-            f"Check the name and the connection, log in with `hf auth login` for private models, or give a folder."
+            f"{repo!r} is not a folder here, and {where} did not give it{at}: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}. Check the name and the connection, log in with `hf auth login` for private "
+            f"models, or give a folder."
         ) from error
     return folder, folder.name
 

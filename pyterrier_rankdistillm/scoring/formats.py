@@ -294,7 +294,7 @@ def _about_head(config: Mapping[str, Any], head: Mapping[str, Tensor], modules: 
         if modules is not None and modules.is_modular:
             return (
                 f"modules.json names {', '.join(modules.names)}, which end in no score: this is an encoder of single "
-                f"texts, no cross-encoder"
+                f"texts, not a cross-encoder"
             )
         return (
             "it is a backbone without a scoring head (no linear.weight, no classifier) and would rank at random; train "

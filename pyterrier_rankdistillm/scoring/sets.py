@@ -67,7 +67,7 @@ class SetEncoder(CrossEncoder):
 
         Args:
             encoder: The cross-encoder.
-            interaction: How passages shall see each other.
+            interaction: How passages see each other.
             token: The id of the extra token, whose embedding is new; None where there is none.
             seed: What it is drawn from.
         """

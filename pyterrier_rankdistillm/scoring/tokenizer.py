@@ -102,7 +102,7 @@ class Template(NamedTuple):
     """What stands around and between a query and a passage, and the token types of all five parts.
 
     Types are one list for what is before the passage's end: (before, query, between, passage, after); special tokens
-    next to a text may have other types than it has, so each part that is special has a type a token.
+    next to a text may have other types than it has, so each part that is special has a type per token.
     """
 
     before: list[int]
@@ -193,7 +193,7 @@ class PairTokenizer:
         config: The checkpoint's ``tokenizer_config.json``, kept to be saved again.
 
     Raises:
-        ValueError: What stands around the texts of a pair cannot be told, or the lengths count other special tokens.
+        ValueError: What stands around the texts of a pair is not known, or the lengths count other special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, lengths: Lengths, config: dict[str, Any] | None = None) -> None:

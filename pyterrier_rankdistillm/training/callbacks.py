@@ -117,7 +117,8 @@ def last_checkpoint(folder: Path) -> Path | None:
         if damage is None:
             return checkpoint
         warnings.warn(
-            f"{damage} is damaged, so {checkpoint.name} is not gone on from, but an older checkpoint, if there is one.",
+            f"{damage} is damaged: training continues not from {checkpoint.name} but from an older checkpoint, if "
+            f"there is one.",
             stacklevel=2,
         )
     return None

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass
 class Problems:
-    """What is wrong with the data, gathered to be told at once.
+    """What is wrong with the data, gathered to be reported at once.
 
     Args:
         who: The estimator, for the message.
@@ -84,7 +84,7 @@ class Problems:
         """
         fact = rewritten(queries.items())
         if fact is not None:
-            self.add(f"{what}: {fact}. Only to read such strings would be learnt. {remedy(columns)}")
+            self.add(f"{what}: {fact}. The model would learn only to read such strings. {remedy(columns)}")
 
     def skip(self, reason: str, named: Collection[str]) -> None:
         """What cannot be trained on, as messages name it: see ``_named``."""
@@ -114,7 +114,7 @@ class Problems:
             ]
             told += [self.hint] if self.hint and self.unusable else []
             if self.unusable and len(left_out) < total:
-                told.append(f"Mend the data, or leave such {self.what} out with on_unusable='skip'.")
+                told.append(f"Correct the data, or leave such {self.what} out with on_unusable='skip'.")
             elif self.unusable:
                 told.append("No query is left.")
         if told:
@@ -557,7 +557,7 @@ def _asked(
                 "the teacher",
                 "the teacher's ranking",
                 "A teacher must be a re-ranker: it ranks just the documents that it is given. "
-                "Mend it, or leave such queries out with "
+                "Correct it, or leave such queries out with "
                 "on_unusable='skip'.",
             ),
             depth=settings.depth or int(frame.groupby("qid").size().max()),

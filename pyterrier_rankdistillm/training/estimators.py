@@ -376,8 +376,8 @@ class Distillation(_StudentEstimator):
         student: What to start from, as for ``FineTuning``, or a ``FineTuning``, which must be fitted first.
         teacher: A re-ranker (any PyTerrier transformer), which ranks the first stage's top ``depth``; or the run of
             one: a frame, a run file, or a published run (``"rankdistillm:rankzephyr"``). None: the ranking passed to
-            ``fit`` is the teacher's; as ``run=`` that is meant, as the first argument, where a pipeline gives its
-            first stage's results, it is done with a ``TeacherWarning``.
+            ``fit`` is the teacher's. As ``run=`` that is intended; as the first argument, where a pipeline passes its
+            first stage's results, there is a ``TeacherWarning``.
         recipe: ``"rank-distillm"`` (the default: RankNet over 100 passages per query, 3 epochs, 32 lists per step), or
             a YAML file of settings.
         text: A source for texts that are not in the frames: a text loader or a dataset.

@@ -570,7 +570,7 @@ def _read_term(spec: object) -> tuple[Term | None, list[str]]:
         return None, [f"name of a loss must be one of {', '.join(LOSSES)}, got {name!r}."]
     problems = []
     if not _is_positive(weight):
-        problems.append(f"weight of {name} must be a number above 0, got {weight!r}. Leave out what counts 0.")
+        problems.append(f"weight of {name} must be a number above 0, got {weight!r}. Leave out a loss with weight 0.")
     loss = LOSSES[name]
     unknown = [option for option in options if option not in loss.options]
     if unknown:

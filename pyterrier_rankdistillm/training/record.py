@@ -32,7 +32,7 @@ class Training:
         steps: The number of optimiser steps made.
         about: Where the data came from: ``teacher``, ``rankings`` and ``texts``.
         seconds: Wall-clock time of this process, from the first step to the last.
-        notes: What there is to know of kept work that was taken up.
+        notes: What there is to know about kept work that was used.
         student: What the training started from.
         lists: The number of lists of an epoch: one per query and run.
     """

@@ -468,7 +468,7 @@ def parsed(text: str) -> Any:
     """A setting, or several, written in YAML.
 
     Raises:
-        ValueError: It is no YAML.
+        ValueError: It is not YAML.
     """
     yaml = require("yaml", "Reading settings in YAML")
     try:

@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_of_a_training(
         assert ended.error is None, ended.error
         found, told = ended.value
         assert found == value
-        if any(f"{last.name} is not gone on from" in one for one in told):
+        if any(f"continues not from {last.name} but" in one for one in told):
             rounds.hit(kind)
         shutil.rmtree(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pandas as pd
 import pytest
 
 from pyterrier_rankdistillm import Reproduction
+from pyterrier_rankdistillm.reproduction.arguments import CONDENSED
 from pyterrier_rankdistillm.reproduction.catalogue import FIRST_STAGE, Cell, Table, Task
 from pyterrier_rankdistillm.reproduction.comparison import MeasuredCell, compare
 from pyterrier_rankdistillm.reproduction.evaluation import CELL
-from pyterrier_rankdistillm.reproduction.report import grid, panels
+from pyterrier_rankdistillm.reproduction.report import Entry, grid, panels
 
 VALUES = {FIRST_STAGE: 0.48, "a_b": 0.7202, "c & d": 0.7198, "<e>": 0.731}
 
@@ -105,16 +107,35 @@ def test_latex() -> None:
 def test_wide_tables_are_turned_over() -> None:
     settings = tuple(f"corpus {n}" for n in range(6))
     found = grid(make(settings))
-    assert (found.corner, found.header) == ("setting", list(VALUES))
-    assert [name for name, _ in found.rows] == list(settings)
-    assert grid(make(settings[:5])).header == list(settings[:5])
+    assert (found.index.name, list(found.columns)) == ("setting", list(VALUES))
+    assert list(found.index) == list(settings)
+    assert found.loc["corpus 5", "<e>"] == Entry("0.731", place=1)
+    assert list(grid(make(settings[:5])).columns) == list(settings[:5])
 
 
 def test_columns_name_what_differs() -> None:
     both = make(("x", "y"), ("nDCG@10", "RR@10"))
     expected = ["x nDCG@10", "x RR@10", "y nDCG@10", "y RR@10"]
-    assert grid(both).header == list(both.table.columns) == expected
-    assert grid(make(("x",), ("nDCG@10", "RR@10"))).header == ["nDCG@10", "RR@10"]
+    assert list(grid(both).columns) == list(both.table.columns) == expected
+    assert list(grid(make(("x",), ("nDCG@10", "RR@10"))).columns) == ["nDCG@10", "RR@10"]
+
+
+def test_a_grid_has_a_place_where_nothing_was_measured() -> None:
+    result = make(("x", "y"))
+    result = replace(result, cells=result.cells[(result.cells["setting"] == "x") | (result.cells["system"] != "a_b")])
+    found = grid(result)
+    assert list(found["x"]) == [Entry("0.480", 0, True), Entry("0.720", 2), Entry("0.720", 2), Entry("0.731", 1)]
+    assert list(found["y"]) == [Entry("0.480", 0, True), Entry(), Entry("0.720", 2), Entry("0.731", 1)]
+    assert "| a_b | *0.720* |  |\n" in result.to_markdown()
+
+
+def test_the_whole_first_stage_does_not_compete_with_parts() -> None:
+    """Its value is of another list, however high."""
+    result = make()
+    names = {"a_b": CONDENSED, "c & d": "c & d", "<e>": "<e>", FIRST_STAGE: FIRST_STAGE}
+    cells = result.cells.assign(system=result.cells["system"].map(names))
+    cells.loc[cells["system"] == FIRST_STAGE, "value"] = 0.9
+    assert [entry.place for entry in grid(replace(result, cells=cells))["bm25/y19"]] == [0, 2, 2, 1]
 
 
 def test_text_and_notebook() -> None:
@@ -122,7 +143,7 @@ def test_text_and_notebook() -> None:
     assert "first stage  0.480*\n" in str(result)
     assert "z: not run. No data. Get it." in str(result)
     shown = result._repr_html_()
-    assert "<th>&lt;e&gt;</th><td><b>0.731</b></td>" in shown
+    assert re.search(r"<th>&lt;e&gt;</th>\s*<td><b>0.731</b></td>", shown)
     assert "<e>" not in shown
 
 
@@ -182,7 +203,8 @@ def test_missing_packages_are_named(package: str, method: str, monkeypatch: pyte
 def test_odd_names_do_not_break_tables() -> None:
     from pyterrier_rankdistillm.reproduction.report import _pipes, _tex
 
-    assert _pipes(["a"], [["two\nlines | <script>"]])[2] == "| two lines \\| &lt;script> |"
+    odd = pd.DataFrame({"a": ["two\nlines | <script>"]}, index=pd.Index(["x"], name="n"))
+    assert _pipes(odd) == ["| n | a |", "| --- | --- |", "| x | two lines \\| &lt;script> |"]
     assert _tex("two\nlines & more") == r"two lines \& more"
 
 

@@ -561,7 +561,7 @@ def test_data_that_cannot_be_had_is_not_an_error(monkeypatch: pytest.MonkeyPatch
     given = corpus("vaswani", "ax")
     result = reproduce("tirex", {}, **joined(given, DISKS[0]) | {"topics": given["topics"]})
     left = result.not_run.set_index("task").loc["disks45/nocr/trec-robust-2004"]
-    assert left["why"] == ("Its topics cannot be had here (RuntimeError: All download sources failed).")
+    assert left["why"] == ("Its topics could not be obtained here (RuntimeError: All download sources failed).")
     assert "vaswani" in set(result.cells["setting"])
 
 

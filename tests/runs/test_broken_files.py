@@ -128,7 +128,7 @@ def test_parquet_edges(tmp_path: Path) -> None:
     base: dict[str, Any] = {"qid": ["1"], "docno": ["a"], "score": [1.0]}
     for name, table in {
         "is broken": pa.table(base | {"docno": invalid}),
-        "column 'score' is there twice": pa.Table.from_arrays(
+        "column 'score' occurs twice": pa.Table.from_arrays(
             [pa.array(values) for values in (*base.values(), [2.0])], names=[*base, "score"]
         ),
         "must hold whole numbers of 64 bits": pa.table(base | {"rank": pa.array([2**63], pa.uint64())}),
@@ -149,8 +149,8 @@ READERS = {"topics": read_topics, "texts": read_texts, "judgments": read_qrels}
 @pytest.mark.parametrize(
     ("reader", "name", "content", "what"),
     [
-        ("topics", "a.jsonl", JSON_TWICE, "line 1: not valid JSON: key 'query' is there twice"),
-        ("texts", "a.jsonl", JSON_TWICE, "line 1: not valid JSON: key 'query' is there twice"),
+        ("topics", "a.jsonl", JSON_TWICE, "line 1: not valid JSON: key 'query' occurs twice"),
+        ("texts", "a.jsonl", JSON_TWICE, "line 1: not valid JSON: key 'query' occurs twice"),
         ("topics", "a.tsv", GZ, "line 1: the gz stream is broken"),
         ("texts", "a.parquet.gz", GZ, "the gz stream is broken"),
         ("topics", "a.parquet", b"PAR1 and more", " is broken"),
@@ -181,14 +181,14 @@ def parquet_edges() -> dict[str, Any]:
     base: dict[str, Any] = {"qid": ["1"], "query": ["a"], "docno": ["a"], "text": ["a"], "score": [1.0]}
     return {
         "is broken": pa.table(base | {"docno": invalid, "query": invalid}),
-        "column 'text' is there twice": pa.Table.from_arrays(
+        "column 'text' occurs twice": pa.Table.from_arrays(
             [pa.array(values) for values in (*base.values(), ["b"])], names=[*base, "text"]
         ),
     }
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".parquet.gz"])
-@pytest.mark.parametrize("what", ["is broken", "column 'text' is there twice"])
+@pytest.mark.parametrize("what", ["is broken", "column 'text' occurs twice"])
 def test_every_reader_of_parquet_refuses_what_is_damaged(suffix: str, what: str, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 

@@ -136,7 +136,7 @@ def test_words_that_parsers_take_for_missing_are_ids(tmp_path: Path) -> None:
         ("1 Q0 a 1 inf t\n", "line 1: score must be a finite number, got inf"),
         ("1 Q0 a 1 1_0 t\n", "line 1: score must be a finite number, got '1_0'"),
         ("1 Q0 a 1 1e999 t\n", "line 1"),
-        ("1 Q0 a 1 2 t\n\n1 Q0 a 2 1 t\n", "line 3: docno 'a' is twice in the ranking of qid '1'"),
+        ("1 Q0 a 1 2 t\n\n1 Q0 a 2 1 t\n", "line 3: docno 'a' occurs twice in the ranking of qid '1'"),
         (b"1 Q0 a 1 2 t\n1 Q0 \xff 2 1 t\n", "line 2: not UTF-8"),
         (gzip.compress(TREC.encode(), mtime=0)[:-9], "line 4: the gz stream is broken or ends too early"),
         (gzip.compress(TREC.encode(), mtime=0)[:12], "line 1: the gz stream is broken or ends too early"),
@@ -149,10 +149,13 @@ def test_words_that_parsers_take_for_missing_are_ids(tmp_path: Path) -> None:
         ('{"qid": "1", "docno": "a", "score": NaN}\n', "line 1: score must be a finite number, got nan"),
         (jsonl({"qid": 1.5, "docno": "a", "score": 1}), "line 1: qid must be a string or a whole number, got 1.5"),
         (jsonl({"qid": "1", "docno": "a", "score": 1, "rank": 1.5}), "line 1: rank must be a whole number, got 1.5"),
-        (jsonl({"qid": "1", "docno": "a", "score": 1}) + "{,}\n", "line 2: no valid JSON"),
+        (jsonl({"qid": "1", "docno": "a", "score": 1}) + "{,}\n", "line 2: not valid JSON"),
         (jsonl({"qid": "1", "docno": "a", "score": 1}) + "[1]\n", "line 2: a line must hold a JSON object, got list"),
         (jsonl({"qid": "1", "docno": "", "score": 1}), "line 1: docno is missing"),
-        (jsonl(*[{"qid": "1", "docno": "a", "score": 1}] * 2), "line 2: docno 'a' is twice in the ranking of qid '1'"),
+        (
+            jsonl(*[{"qid": "1", "docno": "a", "score": 1}] * 2),
+            "line 2: docno 'a' occurs twice in the ranking of qid '1'",
+        ),
         (b'{"qid": "1", "docno": "a", "score": 1}\n{"qid": "\xff"}\n', "line 2: not UTF-8"),
     ],
 )
@@ -180,7 +183,7 @@ def test_pieces_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row
         assert_frame_equal(runs.read(tmp_path / f"a{suffix}"), whole)
     with pytest.raises(runs.RunFileError, match=r"line 36: 5 fields"):
         runs.read(io.BytesIO(text.encode() + b"8 Q0 a 1 1\n"))
-    with pytest.raises(runs.RunFileError, match=r"line 36: docno 'd1' is twice in the ranking of qid '0'"):
+    with pytest.raises(runs.RunFileError, match=r"line 36: docno 'd1' occurs twice in the ranking of qid '0'"):
         runs.read(io.BytesIO(text.encode() + b"0 Q0 d1 9 0 t\n"))
 
 
@@ -286,7 +289,7 @@ def test_duplicates_can_be_dropped(tmp_path: Path) -> None:
         (RUN.assign(score=[1.0, np.nan, 2.0]), "row 1 .* score must be a finite number, got nan"),
         (RUN.assign(docno=["a", None, "b"]), "row 1 .* docno is missing"),
         (RUN.assign(qid=["1", "", "2"]), "row 1 .* qid is missing"),
-        (RUN.assign(qid="1"), "row 2 .* docno 'a' is twice in the ranking of qid '1'"),
+        (RUN.assign(qid="1"), "row 2 .* docno 'a' occurs twice in the ranking of qid '1'"),
         (RUN.assign(docno=["a", "b c", "a"]), "'b c' has white space"),
         (RUN.iloc[:0], "no rows"),
     ],
@@ -349,7 +352,7 @@ def test_parquet_of_other_hands(tmp_path: Path) -> None:
     refused("column qid must hold ids, it holds double", qid=[1.5], docno=["a"], score=[1.0])
     refused("row 2: docno is missing", qid=["1", "1"], docno=["a", None], score=[1.0, 2.0])
     refused("row 2: score must be a finite number, got nan", qid=["1", "1"], docno=["a", "b"], score=[1.0, None])
-    refused("row 2: docno 'a' is twice", qid=["1", "1"], docno=["a", "a"], score=[1.0, 2.0])
+    refused("row 2: docno 'a' occurs twice", qid=["1", "1"], docno=["a", "a"], score=[1.0, 2.0])
     refused("rank is missing in 1 rows", qid=["1", "1"], docno=["a", "b"], score=[1.0, 2.0], rank=[1, None])
     whole = put_table(qid=["1"], docno=["a"], score=[1.0]).read_bytes()
     with pytest.raises(runs.RunFileError, match="is broken"):

@@ -309,11 +309,11 @@ def test_a_faulty_first_stage(tmp_path: Path) -> None:
         runs.make_teacher_run(FakeLlm(), first_stage, TOPICS, tmp_path / "a.run", verbose=False)
 
     twice, bare = pd.concat([RUN, RUN.iloc[:1]]), RUN.drop(columns="docno")
-    with pytest.raises(ValueError, match=r"first_stage is not a run: .*docno 'd0' is twice"):
+    with pytest.raises(ValueError, match=r"first_stage is not a run: .*docno 'd0' occurs twice"):
         run(twice)
     with pytest.raises(ValueError, match="first_stage must have the columns qid, docno, and"):
         run(bare)
-    with pytest.raises(runs.RankingError, match="first stage's run is faulty: docno 'd0' is twice"):
+    with pytest.raises(runs.RankingError, match="first stage's run is faulty: docno 'd0' occurs twice"):
         run(pt.Transformer.from_df(twice))
     shutil.rmtree(tmp_path / "a.run.shards", ignore_errors=True)
     with pytest.raises(runs.RankingError, match="first stage gives no column docno"):

@@ -60,7 +60,7 @@ def test_results_are_runs(tmp_path: Path, name: str) -> None:
         ([RESULTS[0], {"query": {"qid": "1", "text": "x"}, "candidates": [{"docid": "a"}]}], "result 2: .*'score'"),
         ([{"query": {"qid": "1", "text": "x"}, "candidates": [{"docid": "a", "score": "high"}]}], "got 'high'"),
         ([{"query": {"qid": 1.5, "text": "x"}, "candidates": [{"docid": "a", "score": 1}]}], "ids must be strings"),
-        ([{"query": {"qid": "1", "text": "x"}, "candidates": [{"docid": "a", "score": 1}] * 2}], "'a' is twice"),
+        ([{"query": {"qid": "1", "text": "x"}, "candidates": [{"docid": "a", "score": 1}] * 2}], "'a' occurs twice"),
     ],
 )
 def test_malformed_results_are_errors(tmp_path: Path, results: Any, said: str) -> None:

@@ -123,8 +123,8 @@ def test_frames_need_neither_order_nor_index_nor_both_of_rank_and_score() -> Non
         (RUN.assign(rank=0.5), "rank must hold whole numbers, got dtype float64"),
         (RUN.assign(score=[1, 2, np.nan, 4, 5, 6]), "row 2 .* score must be a finite number, got nan"),
         (RUN.assign(docno=["a", "b", None, "c", "d", "e"]), "row 2 .* docno is missing"),
-        (RUN.assign(docno="a"), "row 1 .* docno 'a' is twice in the ranking of qid 'q2'. .*deduplicate"),
-        (RUN.drop(columns="score").assign(docno="a"), "row 1 .* docno 'a' is twice"),
+        (RUN.assign(docno="a"), "row 1 .* docno 'a' occurs twice in the ranking of qid 'q2'. .*deduplicate"),
+        (RUN.drop(columns="score").assign(docno="a"), "row 1 .* docno 'a' occurs twice"),
         (RUN.assign(query=["two", "2", None, "three", "three", "three"]), "several for qid 'q2'"),
         (RUN.assign(query=["two", None, None, "three", "three", "three"]), "several for qid 'q2'"),
         (RUN.iloc[:0], "no rows"),
@@ -175,11 +175,11 @@ def test_many_rankings_over_many_parts(tmp_path: Path, monkeypatch: pytest.Monke
         ("q1 Q0 a 1 2 t\nq2 Q0 a 1 2 t\nq1 Q0 b 2 1 t\n", "line 3: qid 'q1' comes again"),
         (TREC + "q4 Q0 z 3 nan t\n", "line 7: score must be a finite number, got 'nan'"),
         (TREC + "\nq4 Q0 z 3 1\n", "line 8: 5 fields, a TREC run has 6"),
-        (TREC + "q3 Q0 c 9 1 t\n", "line 7: docno 'c' is twice in the ranking of qid 'q3'"),
+        (TREC + "q3 Q0 c 9 1 t\n", "line 7: docno 'c' occurs twice in the ranking of qid 'q3'"),
         (TREC.encode() + b"q4 Q0 \xff 1 1 t\n", "line 7: not UTF-8"),
         (gzip.compress(TREC.encode(), mtime=0)[:-9], "line 7: the gz stream is broken or ends too early"),
         ("\n\n", "has no rows"),
-        ('{"qid": "1", "docno": "a", "score": 1}\n' * 2, "line 2: docno 'a' is twice"),
+        ('{"qid": "1", "docno": "a", "score": 1}\n' * 2, "line 2: docno 'a' occurs twice"),
         ('{"qid": "1", "docno": "a", "score": 1}\n{"qid": "2", "score": 1}\n', "line 2: docno is missing"),
         (
             "".join(json.dumps({"qid": q, "docno": "a", "score": 1} | more) + "\n" for q, more in [
@@ -327,10 +327,10 @@ def test_pickles_carry_the_path(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("d100\n", "")
     put(tmp_path, TREC)
     Rankings.from_file(file)
-    with pytest.raises(FileNotFoundError, match="gone or of another run by now"):
+    with pytest.raises(FileNotFoundError, match="gone, or belongs to another run by now"):
         pickle.loads(data)
     (tmp_path / "some.run.rankings").unlink()
-    with pytest.raises(FileNotFoundError, match="gone or of another run by now"):
+    with pytest.raises(FileNotFoundError, match="gone, or belongs to another run by now"):
         pickle.loads(data)
     assert plain(pickle.loads(pickle.dumps(Rankings.from_frame(RUN)))) == WITH_QUERIES
 

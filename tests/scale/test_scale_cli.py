@@ -74,11 +74,11 @@ def test_what_a_dry_run_says(
     said = capsys.readouterr().out
     assert asked == {"arguments": (str(run_file), tmp_path / "out.run"), "text": DEMO, "topics": DEMO, "depth": 5,
                      "num_workers": 1, "address": None}  # fmt: skip
-    assert said.startswith(f"20 pairs of 4 queries, some {tokens} tokens\n")
+    assert said.startswith(f"20 pairs of 4 queries, about {tokens} tokens\n")
     assert re.search(
-        r"hours with 1 workers \(each 3 cores\) at [\d.,]+ pairs a second each, measured on 20 pairs", said
+        r"hours with 1 workers \(each 3 cores\) at [\d.,]+ pairs per second each, measured on 20 pairs", said
     )
-    assert re.search(r"memory: [\d.]+ GB a worker, [\d.]+ GB here; disk: 0.0 GB", said)
+    assert re.search(r"memory: [\d.]+ GB per worker, [\d.]+ GB here; disk: 0.0 GB", said)
 
 
 @pytest.mark.parametrize("option", [["--num-workers", "2"], ["--address", "local"], ["--dry-run"]])

@@ -53,7 +53,7 @@ def test_a_stopped_worker(run_file: Path, tmp_path: Path, model: tiny.Tiny, load
     options = {"text": loader, "topics": TOPICS, "shard_size": 1, "num_workers": number, "verbose": False}
     stopped = loader.folder / "stopped"
     try:
-        with impatient(stopped), pytest.raises(WorkerError, match="no worker has given a sign of life for 5 s"):
+        with impatient(stopped), pytest.raises(WorkerError, match="no worker has responded for 5 s"):
             rerank_dataset(run_file, MonoElectra(model.folder, device="cpu"), output, **options)
         assert time.time() - stopped.stat().st_mtime < 60
     finally:

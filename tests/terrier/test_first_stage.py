@@ -58,7 +58,8 @@ def test_vaswani_s_cell_from_an_empty_cache(home: Path, tmp_path: Path) -> None:
     assert "11429 documents" in first.stderr
     for task in tasks().values():
         if not task.name.startswith(("trec-dl", "vaswani")):  # what is not run, is said
-            assert re.search(rf"^(.*, )?{task.name}(, .*)?: not run\. Its \w+ cannot be had here", first.stdout, re.M)
+            why = r"Its \w+ could not be obtained here"
+            assert re.search(rf"^(.*, )?{task.name}(, .*)?: not run\. {why}", first.stdout, re.M)
     index = home / "rank-distillm-indices" / "vaswani"
     assert properties_of(index / "data.properties")["index.meta.value-lengths"] == "100"
     # A call for one task goes on in the folder, in the other mode too. It needs no jars, no Java, no index.
@@ -89,8 +90,8 @@ def test_queries_are_words_and_reach_the_result_as_they_were(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("corpus", "error", "what"),
     [
-        (Corpus(breaks=20), ReproductionError, "Its documents cannot be had here .*the download broke"),
-        (Corpus(breaks=0), ReproductionError, "Its documents cannot be had here .*the download broke"),
+        (Corpus(breaks=20), ReproductionError, "Its documents could not be obtained here .*the download broke"),
+        (Corpus(breaks=0), ReproductionError, "Its documents could not be obtained here .*the download broke"),
         (Corpus(length=100), ValueError, "must have at most 100 characters, got 'd3xxx"),
         (Corpus(number=0), ValueError, "has no documents to index"),
     ],

@@ -148,7 +148,7 @@ def test_unusable_queries_are_told_at_once_with_counts_and_examples(spoilt: tupl
         "2 of 8 queries have no relevant document ('q2', 'q3').",
         "1 of 8 queries have no document that is not relevant ('q4').",
         "1 of 8 queries have no relevant document that was retrieved ('q5').",
-        "Mend the data, or leave such queries out with on_unusable='skip'.",
+        "Correct the data, or leave such queries out with on_unusable='skip'.",
     ):
         assert complaint in said
 
@@ -241,7 +241,7 @@ def test_what_a_teacher_did_not_rank() -> None:
     for complaint in (
         "1 of 8 queries are not in the teacher's run ('q3').",
         "1 of 8 queries have documents that the teacher did not rank (its run may be shallower: set depth) ('q5').",
-        "Mend the data, or leave such queries out with on_unusable='skip'.",
+        "Correct the data, or leave such queries out with on_unusable='skip'.",
     ):
         assert complaint in str(caught.value)
     found = taught(given={"teacher": teacher}, on_unusable="skip")
@@ -463,8 +463,8 @@ def test_what_is_wrong_with_one_of_several_runs_names_it(tmp_path: Path) -> None
     short = SECOND[(SECOND["qid"] != "q2") | (SECOND["rank"] == 0)]
     runs.write(short, tmp_path / "short.run")
     expected = (
-        r"1 of 14 rankings have fewer than two documents \('q2' of run\[1\] \(short.run\)\). Mend the data, or leave "
-        r"such rankings out with on_unusable='skip'."
+        r"1 of 14 rankings have fewer than two documents \('q2' of run\[1\] \(short.run\)\). Correct the data, or "
+        r"leave such rankings out with on_unusable='skip'."
     )
     with pytest.raises(TrainingDataError, match=expected):
         several(RUN, tmp_path / "short.run")
