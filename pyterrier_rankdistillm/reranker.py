@@ -484,7 +484,7 @@ class CrossEncoderReRanker(pt.Transformer):
             return
         lengths = self.checkpoint.tokenizer.lengths
         cuts = [
-            f"{number / scored.distinct:.1%} of the {what} (beyond {limit} tokens)"
+            f"{_share(number, scored.distinct)} of the {what} (beyond {limit} tokens)"
             for what, number, limit in (
                 ("queries", scored.query_cuts, lengths.query or lengths.pair),
                 ("texts", scored.doc_cuts, lengths.doc or lengths.pair),
@@ -513,6 +513,10 @@ class CrossEncoderReRanker(pt.Transformer):
         if self.activation is None:
             return scores
         return torch.sigmoid(torch.from_numpy(scores)).numpy()
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part / whole >= 0.001 else "less than 0.1%"
 
 
 class MonoElectraReRanker(CrossEncoderReRanker):

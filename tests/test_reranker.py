@@ -379,6 +379,12 @@ def test_only_the_side_that_was_cut_is_named(mono: MonoElectraReRanker) -> None:
         mono(pd.DataFrame([["q1", BREAD, "d1", "sun " * 17]], columns=COLUMNS))
 
 
+def test_a_cut_among_many_texts_is_not_none_of_them(mono: MonoElectraReRanker) -> None:
+    texts = ["sun " * 17, *(f"sun {n}" for n in range(1001))]
+    with pytest.warns(TruncationWarning, match=r"cut less than 0\.1% of the texts"):
+        mono.rank(BREAD, texts)
+
+
 def test_nothing_is_said_where_nothing_is_cut(mono: MonoElectraReRanker) -> None:
     mono(pd.DataFrame([["q1", "sun " * 6, "d1", "sun " * 16]], columns=COLUMNS))
 
