@@ -119,7 +119,7 @@ def threads(device: torch.device, tasks: int) -> Threads:
     if device.type == "cpu":
         number = cores()
         if number > 1 and tasks >= number / 2:
-            return Threads(_pool("cpu", number, each=1), None, number, ahead=2 * number)
+            return Threads(lanes(number), None, number, ahead=2 * number)
         if number == torch.get_num_threads():
             return HERE
         return Threads(_pool(f"cpu, {number} cores", 1, each=number), None, number=1, ahead=1)  # a container's share
@@ -127,6 +127,25 @@ def threads(device: torch.device, tasks: int) -> Threads:
         launching, reading = (_pool(f"{device}, {task}", 1) for task in ("launching", "reading"))
         return Threads(launching, reading, number=1, ahead=3)
     return Threads(_pool(str(device), 1), None, number=1, ahead=2)
+
+
+def lanes(number: int) -> Executor:
+    """The process's threads in which torch computes with one core each; for one it is the caller's thread."""
+    return _pool("cpu", number, each=1) if number > 1 else HERE.launching
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """In this thread torch computes with one core; threads that start meanwhile get the number that it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        other = threading.Thread(target=_use_cores, args=(before,))  # see ``_of_cores``
+        other.start()
+        other.join()
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _pool(name: str, number: int, *, each: int | None = None) -> ThreadPoolExecutor:

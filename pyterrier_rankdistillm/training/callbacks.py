@@ -8,6 +8,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..progress import bar
 from ..runs.atomic import write_json
 from ..runs.download import md5_of
+from ..scoring.devices import one_core
 
 _COMPLETE = "complete.json"
 """Written into a checkpoint last, with digests of its files: a process can be killed, and a disk can fail."""
@@ -47,6 +49,26 @@ class Guard(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = self.folder / f"checkpoint-{state.global_step}"
             write_json(checkpoint / _COMPLETE, {"step": state.global_step, "files": _digests(checkpoint)})
+
+
+class OneCore(TrainerCallback):
+    """In a step, torch computes with one core in the caller's thread.
+
+    What is added up there (a loss, the norm of gradients) shall not depend on the number of cores, and threads that
+    share so little wait longer than they compute.
+
+    Args:
+        step: Entered when a step begins, and closed when it ends; whoever makes it closes it after an error.
+    """
+
+    def __init__(self, step: ExitStack) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.step.enter_context(one_core())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.step.close()
 
 
 class ProgressBar(TrainerCallback):

@@ -29,7 +29,8 @@ from ..scoring.devices import copied, padded_batch
 from ..scoring.encoder import Batch, PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
-from .callbacks import Guard, ProgressBar, reporter
+from .callbacks import Guard, OneCore, ProgressBar, reporter
+from .lanes import Lanes, even, suits
 from .lists import Lists, TrainingList
 from .losses import Losses
 from .settings import Settings
@@ -91,6 +92,7 @@ class ListwiseTrainer(Trainer):
         self.encoder = encoder
         self.validate = validate
         self.ahead = _Ahead()
+        self.step_cores = contextlib.ExitStack()
         encoder.recompute_layers(settings.gradient_checkpointing)
         args = training_arguments(settings, folder=folder, steps=steps, validated=validate is not None, resumed=resumed)
         super().__init__(
@@ -103,8 +105,11 @@ class ListwiseTrainer(Trainer):
         )
         on_cpu = self.args.device.type == "cpu"
         self.batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if on_cpu else settings.memory_tokens)
+        self.lanes = self._lanes() if on_cpu else None
         self.remove_callback(PrinterCallback)
         self.add_callback(Guard(folder))
+        if self.lanes is not None:
+            self.add_callback(OneCore(self.step_cores))
         if settings.verbose is not False and self.is_world_process_zero():
             self.add_callback(ProgressBar(settings.measure, settings.verbose))
         if settings.patience is not None and validate is not None:
@@ -120,6 +125,7 @@ class ListwiseTrainer(Trainer):
             return super().train(*args, **options)
         finally:
             self.ahead.close()
+            self.step_cores.close()
 
     # --- where the recipe differs from the Trainer's defaults ---
 
@@ -169,9 +175,22 @@ class ListwiseTrainer(Trainer):
                 total += self._backward(model, group, share)
         return total
 
+    def _lanes(self) -> Lanes | None:
+        """On a CPU, cores with batches of their own; None where they have to share each batch.
+
+        A set encoder's list is one whole, processes add their gradients as torch does it, and layers that are computed
+        again draw from torch's generator.
+        """
+        shared = self.encoder.sees_lists or self.args.world_size > 1 or self.settings.gradient_checkpointing
+        if shared or not suits(self.encoder):
+            return None
+        return Lanes(self.encoder, torch.bfloat16 if self.args.bf16 else None)
+
     def _backward(self, model: nn.Module, group: list[TrainingList], share: Tensor) -> Tensor:
         batches, order = self._batches([pair for one in group for pair in one.pairs])
         fits = tokens_of(group) <= self.settings.memory_tokens
+        if self.lanes is not None:
+            return self.lanes.backward(batches, lambda scores: self._loss(scores[order], group) * share, keep=fits)
         if self.encoder.sees_lists:  # no batch of a list can be gone through by itself, but each layer can
             self.encoder.recompute_layers(self.settings.gradient_checkpointing or not fits)
         elif not fits:
@@ -222,7 +241,7 @@ class ListwiseTrainer(Trainer):
     def _batches(self, pairs: list[Pair]) -> tuple[list[Batch], Tensor]:
         """Batches of pairs of similar length, and the position of each pair's score in their concatenation."""
         lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
-        plan = plan_batches(lengths, self.batch_tokens)
+        plan = plan_batches(lengths, even(lengths, self.batch_tokens) if self.lanes else self.batch_tokens)
         device = self.args.device
         batches = [padded_batch(device, *self.pad([pairs[row] for row in rows])) for rows in plan]
         return batches, copied(np.argsort(np.concatenate(plan), kind="stable"), device)

@@ -58,9 +58,15 @@ def student(model: tiny.Tiny) -> Checkpoint:
     return Checkpoint.open(model.folder)
 
 
-def trainer_of(student: Checkpoint, folder: Path, run: pd.DataFrame = UNEVEN, **changes: Any) -> ListwiseTrainer:
+def trainer_of(
+    student: Checkpoint,
+    folder: Path,
+    run: pd.DataFrame = UNEVEN,
+    qrels: pd.DataFrame | None = None,
+    **changes: Any,
+) -> ListwiseTrainer:
     settings = Settings.of("distill", **{**toy.QUICK, "steps": 1, **changes})
-    data = taught_data("Test", settings, run, None).data
+    data = taught_data("Test", settings, run, qrels).data
     steps = settings.total_steps(len(data.members))
     lists = Lists(
         data, student.tokenizer, settings.to_sampling(), total=steps * settings.batch_size, seed=settings.seed
