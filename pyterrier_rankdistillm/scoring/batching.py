@@ -36,6 +36,24 @@ def plan_batches(lengths: NDArray[np.int64], batch_tokens: int, lanes: int = 1) 
     return np.split(order, starts[1:]) if starts else []
 
 
+REDUCED_MULTIPLE = 16
+"""What a CPU's batches in less than float32 are padded to a multiple of. oneDNN makes code for each number of tokens (6
+ms for a product that then takes 1), and attention in bfloat16 is fastest with whole tiles. In float32, where products
+take longer, neither gained (benchmarks/README.md)."""
+
+
+def rounded_width(longest: int, multiple: int, most: int | None) -> int:
+    """Tokens that a batch is padded to.
+
+    Args:
+        longest: Tokens of its longest pair.
+        multiple: What the width is rounded up to a multiple of.
+        most: The encoder's number of positions; None: there is no limit.
+    """
+    rounded = -(-longest // multiple) * multiple
+    return max(longest, min(rounded, most or rounded))
+
+
 def _starts(ordered: list[int], batch_tokens: int) -> list[int]:
     """Where batches start in descending lengths, each with as many pairs as the limit allows."""
     starts, start = [], 0

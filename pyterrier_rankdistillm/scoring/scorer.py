@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..errors import PrecisionWarning
 from . import attention, onednn
 from .attention import Kernel, Packed
-from .batching import plan_batches
+from .batching import REDUCED_MULTIPLE, plan_batches, rounded_width
 from .checkpoint import Checkpoint
 from .devices import (
     Device,
@@ -107,15 +107,12 @@ class Place:
         self.device = device
         self.encoder = encoder
         self.kernel = kernel
-        # oneDNN makes code for each number of tokens (6 ms for a product that then takes 1), and attention in bfloat16
-        # is fastest with whole tiles. In float32, where products take longer, neither gained.
         reduced = device.type == "cpu" and onednn.kind_in(encoder) not in (None, onednn.PackedLinear)
-        self.multiple, self.most = 16 if reduced else 1, encoder.positions
+        self.multiple, self.most = REDUCED_MULTIPLE if reduced else 1, encoder.positions
 
     def width(self, longest: int) -> int:
         """Tokens that a batch is padded to, for the number of its longest pair."""
-        rounded = -(-longest // self.multiple) * self.multiple
-        return max(longest, min(rounded, self.most or rounded))
+        return rounded_width(longest, self.multiple, self.most)
 
     def scores(self, batches: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]) -> torch.Tensor:
         """Launches some batches.

@@ -15,9 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -115,18 +113,6 @@ def suits(encoder: PairEncoder) -> bool:
     untouched = before.equal(torch.get_rng_state())
     torch.set_rng_state(before)
     return untouched
-
-
-def even(lengths: NDArray[np.int64], batch_tokens: int) -> int:
-    """The limit of tokens that makes a multiple of four batches of equal size, so that few cores wait at the end.
-
-    Args:
-        lengths: Number of tokens of each pair, shape (pairs,).
-        batch_tokens: The limit of a batch.
-    """
-    total = int(lengths.sum())
-    batches = 4 * math.ceil(total / (4 * batch_tokens))
-    return min(batch_tokens, max(int(lengths.max()), math.ceil(total / batches)))
 
 
 class _Draws(TorchFunctionMode):

@@ -24,13 +24,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ..scoring.batching import plan_batches
+from ..scoring.batching import REDUCED_MULTIPLE, plan_batches, rounded_width
 from ..scoring.devices import copied, padded_batch
 from ..scoring.encoder import Batch, PairEncoder
 from ..scoring.scorer import DType
 from ..scoring.tokenizer import Pair, PairTokenizer
 from .callbacks import Guard, OneCore, ProgressBar, reporter
-from .lanes import Lanes, even, suits
+from .lanes import Lanes, suits
 from .lists import Lists, TrainingList
 from .losses import Losses
 from .settings import Settings
@@ -88,7 +88,7 @@ class ListwiseTrainer(Trainer):
         self.settings = settings
         self.start_can_win = start_can_win
         self.losses = Losses.of(settings.loss)
-        self.pad = tokenizer.pad
+        self.tokenizer = tokenizer
         self.encoder = encoder
         self.validate = validate
         self.ahead = _Ahead()
@@ -241,9 +241,15 @@ class ListwiseTrainer(Trainer):
     def _batches(self, pairs: list[Pair]) -> tuple[list[Batch], Tensor]:
         """Batches of pairs of similar length, and the position of each pair's score in their concatenation."""
         lengths = np.fromiter((len(pair.ids) for pair in pairs), dtype=np.int64, count=len(pairs))
-        plan = plan_batches(lengths, even(lengths, self.batch_tokens) if self.lanes else self.batch_tokens)
+        # Four, not the number of cores: weights shall not depend on it.
+        plan = plan_batches(lengths, self.batch_tokens, lanes=4 if self.lanes else 1)
         device = self.args.device
-        batches = [padded_batch(device, *self.pad([pairs[row] for row in rows])) for rows in plan]
+        multiple = REDUCED_MULTIPLE if device.type == "cpu" and self.args.bf16 else 1
+        widths = [rounded_width(int(lengths[rows].max()), multiple, self.encoder.positions) for rows in plan]
+        batches = [
+            padded_batch(device, *self.tokenizer.pad([pairs[row] for row in rows], width))
+            for rows, width in zip(plan, widths, strict=True)
+        ]
         return batches, copied(np.argsort(np.concatenate(plan), kind="stable"), device)
 
     # --- validation ---
