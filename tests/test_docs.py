@@ -49,6 +49,7 @@ def run(page: Path) -> None:
         warnings.filterwarnings("ignore", message="There are shared pipeline components")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=TruncationWarning)  # the cascade shows shorter passages
+        warnings.filterwarnings("ignore", message=".*no validation was better")  # chance, after four steps
         for block in blocks(page):
             exec(compile(block, page.name, "exec"), names)
 
