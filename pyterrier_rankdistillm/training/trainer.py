@@ -88,7 +88,7 @@ class ListwiseTrainer(Trainer):
         self.settings = settings
         self.start_can_win = start_can_win
         self.losses = Losses.of(settings.loss)
-        self.tokenizer = tokenizer
+        self.pad = tokenizer.pad
         self.encoder = encoder
         self.validate = validate
         self.ahead = _Ahead()
@@ -247,7 +247,7 @@ class ListwiseTrainer(Trainer):
         multiple = REDUCED_MULTIPLE if device.type == "cpu" and self.args.bf16 else 1
         widths = [rounded_width(int(lengths[rows].max()), multiple, self.encoder.positions) for rows in plan]
         batches = [
-            padded_batch(device, *self.tokenizer.pad([pairs[row] for row in rows], width))
+            padded_batch(device, *self.pad([pairs[row] for row in rows], width))
             for rows, width in zip(plan, widths, strict=True)
         ]
         return batches, copied(np.argsort(np.concatenate(plan), kind="stable"), device)
