@@ -8,6 +8,7 @@ pass of a step is done in groups of lists that fit in memory.
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -289,6 +290,8 @@ def training_arguments(
     dtype = resolved_dtype(settings)
     valid_every = settings.valid_every or max(1, steps // 10)
     keeps = settings.folder is not None
+    # transformers 4 leaves a training's half precision there, and accelerate takes it for the next one's.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "no")
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,

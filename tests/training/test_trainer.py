@@ -887,3 +887,10 @@ def test_two_processes_train_as_one(model: tiny.Tiny, tmp_path: Path) -> None:
         # These have no gradient but rounding, which AdamW blows up: no score, or all of them alike, depend on them.
         if not name.endswith(("key.bias", "layer.1.output.LayerNorm.bias")):
             torch.testing.assert_close(trained[0][name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_training_in_float32_after_one_in_bfloat16_is_in_float32(student: Checkpoint, tmp_path: Path) -> None:
+    before = gradients(student, tmp_path / "1")
+    assert trainer_of(student, tmp_path / "2", dtype="bfloat16").accelerator.mixed_precision == "bf16"
+    assert trainer_of(student, tmp_path / "3").accelerator.mixed_precision == "no"
+    assert_equal(gradients(student, tmp_path / "4"), before)
