@@ -15,15 +15,16 @@ import argparse
 import os
 from pathlib import Path
 
-import measuring
 import pandas as pd
 import pyterrier as pt
+from measuring import describe, table_head, table_row
 from pyterrier.measures import nDCG
 from scoring import condensed_run
 
 from pyterrier_rankdistillm import MonoElectra
 
 YEARS = (2019, 2020)
+COLUMNS = ("nDCG@10", "largest change", "root mean square", "ranks that move", "queries with another top ten")
 
 
 def judged_run(data: Path, year: int, depth: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -38,8 +39,7 @@ def compare(exact: pd.DataFrame, other: pd.DataFrame, qrels: pd.DataFrame) -> li
     both = exact.merge(other, on=["qid", "docno"], suffixes=("", "_other"), validate="one_to_one")
     change = (both["score_other"] - both["score"]).abs()
     at_ranks = exact.merge(other, on=["qid", "rank"], suffixes=("", "_other"), validate="one_to_one")
-    tops = (run[run["rank"] < 10].groupby("qid")["docno"].agg(frozenset) for run in (exact, other))
-    one, two = tops
+    one, two = (run[run["rank"] < 10].groupby("qid")["docno"].agg(frozenset) for run in (exact, other))
     return [
         f"{pt.Evaluate(other, qrels, metrics=[nDCG @ 10])['nDCG@10']:.4f}",
         f"{change.max():.3f}",
@@ -49,9 +49,6 @@ def compare(exact: pd.DataFrame, other: pd.DataFrame, qrels: pd.DataFrame) -> li
     ]
 
 
-COLUMNS = ("nDCG@10", "largest change", "root mean square", "ranks that move", "queries with another top ten")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the pools and runs of TREC DL")
@@ -59,15 +56,15 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8"])
     parser.add_argument("--depth", type=int, default=100)
     args = parser.parse_args()
-    measuring.describe()
+    describe()
     print(f"{args.model}; instructions: {os.environ.get('ONEDNN_MAX_CPU_ISA', 'all')}\n")
-    print(measuring.table_head("pool", "pairs", "precision", *COLUMNS))
+    print(table_head("pool", "pairs", "precision", *COLUMNS))
     for year in YEARS:
         run, qrels = judged_run(args.data, year, args.depth)
         exact = MonoElectra(args.model, device="cpu")(run)
         for dtype in ["float32", *args.dtypes]:
             other = exact if dtype == "float32" else MonoElectra(args.model, device="cpu", dtype=dtype)(run)
-            print(measuring.table_row(year, len(run), dtype, *compare(exact, other, qrels)), flush=True)
+            print(table_row(year, len(run), dtype, *compare(exact, other, qrels)), flush=True)
 
 
 if __name__ == "__main__":
